@@ -1,0 +1,121 @@
+"""The contract of a method: a network, and the phases by which it learns what is normal.
+
+    class MyMethod(Detector):
+        paper = METHODS.paper("my_method")
+        Config = MyConfig
+
+        def forward(self, image): ...        # (B, 3, H, W) in [0, 1] -> Prediction
+        def phases(self, textures): ...      # yields StatisticsPhase and GradientPhase
+
+One loop (`training.py`) runs every phase of every method. Devices, loggers, metrics, thresholds and file paths are
+none of a detector's business; the texture source is handed in.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from threecad.records import Batch, Paper, Prediction
+from threecad.schedules import Schedule, constant
+from threecad.settings import MethodConfig
+from threecad.synthesis import Synthesizer, TextureSource
+
+Scope = Literal["category", "dataset"]
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """A duration in passes over the training images."""
+
+    count: float
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A duration in optimiser steps."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class StatisticsPhase:
+    """One look at the training images, without gradient, that ends in closed form.
+
+    `observe` adds to the float64 tensors in `state` in place and nothing else: the loop sums them over processes
+    before it calls `conclude`, which writes the detector's buffers. Interrupted, the phase starts again from zero.
+    """
+
+    name: str
+    state: Mapping[str, Tensor]
+    observe: Callable[[Batch], None]
+    conclude: Callable[[], None]
+    synthesizer: Synthesizer | None = None
+    duration: Epochs | Steps = Epochs(1)
+
+
+@dataclass(frozen=True)
+class GradientPhase:
+    """Training by gradient. The total loss is the sum of the terms that `losses` names.
+
+    Only the modules in `trains` are in training mode and get gradients; everything else stays in eval mode.
+    `accumulate` batches are summed, not averaged, into one optimiser step; `Steps` and `schedule` count those steps.
+    """
+
+    name: str
+    losses: Callable[[Batch], dict[str, Tensor]]
+    trains: Sequence[nn.Module]
+    optimizers: Sequence[Optimizer]
+    duration: Epochs | Steps
+    schedule: Schedule = constant
+    accumulate: int = 1
+    clip_norm: float | None = None
+    synthesizer: Synthesizer | None = None
+
+
+Phase = StatisticsPhase | GradientPhase
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a preset changes in the settings; the `paper` preset changes nothing."""
+
+    method: Mapping[str, object] = field(default_factory=dict)
+    training: Mapping[str, object] = field(default_factory=dict)
+
+
+class Detector(nn.Module, ABC):
+    """A network that maps images to anomaly maps and scores, and knows how it is fitted.
+
+    Every module and buffer exists from `__init__` in its final shape, so that a state dict can be loaded at any time.
+    """
+
+    paper: ClassVar[Paper]
+    Config: ClassVar[type[MethodConfig]]
+    scope: ClassVar[Scope] = "category"  # "dataset": one model for all categories
+    batch: ClassVar[int] = 32  # the paper's
+    quick: ClassVar[Preset] = Preset()
+
+    def __init__(self, config: MethodConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(self, image: Tensor) -> Prediction:
+        """Map and score of each image by itself.
+
+        Args:
+            image: (B, 3, H, W), RGB in [0, 1]; normalised inside.
+        """
+
+    @abstractmethod
+    def phases(self, textures: TextureSource) -> Iterator[Phase]:
+        """The phases of fitting, in order.
+
+        Replayable: reads only settings and the state dict, so that a resumed run can skip to the interrupted phase.
+        """

@@ -1,0 +1,210 @@
+"""Settings: four TOML tables, frozen once resolved, with the nearest name for every typing mistake.
+
+Order of precedence, weakest first: the method's defaults (the paper's values), the preset, the settings file, the
+command line's `--set` pairs and named options.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from threecad.errors import SettingsError, did_you_mean
+
+EMBEDDED_BACKBONE = "tf_efficientnet_lite0.in1k"
+
+
+class Frozen(BaseModel):
+    """Immutable, closed to unknown names; a field's docstring is its help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class MethodConfig(Frozen):
+    """What all methods have in common; subclasses add their paper's values as defaults."""
+
+    image_size: tuple[int, int] = (256, 256)
+    """Height and width in pixels that images are resized to; one number means a square."""
+
+    weights: str = "imagenet"
+    """`imagenet` (from the weight cache), `embedded` (in the package index's backbone), `random`, or a file."""
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _square(cls, value: Any) -> Any:
+        return (value, value) if isinstance(value, int) else value
+
+    @field_validator("image_size")
+    @classmethod
+    def _positive(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if min(value) < 32 or max(value) > 4096:
+            raise ValueError(f"expected a height and a width between 32 and 4096 px, found {value[0]}×{value[1]}")
+        return value
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """A configuration for tests: random weights, small images, a finest grid of at least 8×8."""
+        raise NotImplementedError
+
+
+class BackboneConfig(MethodConfig):
+    """A method that looks through a pretrained backbone."""
+
+    backbone: str = "wide_resnet50_2.tv_in1k"
+    """Full timm tag, or `embedded` for the EfficientNet-Lite0 whose ImageNet weights come with the installation."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _embedded(cls, values: Any) -> Any:
+        """`backbone = "embedded"` names both the network and where its weights lie."""
+        if isinstance(values, Mapping) and values.get("backbone") == "embedded":
+            weights = values.get("weights", "imagenet")
+            return {**values, "backbone": EMBEDDED_BACKBONE, "weights": "embedded" if weights == "imagenet" else weights}
+        return values
+
+
+class DataSettings(Frozen):
+    """[data] – which images are used."""
+
+    textures: Path | None = None
+    """Folder of pictures that synthetic anomalies take their texture from; procedural textures without one."""
+
+    exclude: Path | None = None
+    """Text file with one image path a line, relative to the data root, that is left out."""
+
+    holdout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of the good training images kept aside to tell how unusual a part is among good ones."""
+
+
+class TrainingSettings(Frozen):
+    """[training] – how a method is fitted."""
+
+    preset: Literal["paper", "quick"] = "paper"
+    """`paper`: the publication's schedule. `quick`: a budget of minutes on two CPU cores."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps of the whole fit; every gradient phase is rescaled to share them. Unset: the method's own."""
+
+    batch: int | None = Field(default=None, ge=1)
+    """Images a step, over all devices together. Unset: the method's own."""
+
+    schedule: Literal["method", "one_cycle"] = "method"
+    """`method`: the learning-rate schedule of the publication. `one_cycle`: warm up and cool down in any budget."""
+
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Arithmetic inside the networks; `auto` takes bf16 where the machine has it natively."""
+
+    devices: int = Field(default=1, ge=1)
+    """Processes that train data-parallel, one a device."""
+
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything that is random."""
+
+    checkpoint_s: float = Field(default=120.0, gt=0)
+    """Seconds between two saved states from which an interrupted fit can be resumed."""
+
+
+class EvaluationSettings(Frozen):
+    """[evaluation] – how maps and masks meet."""
+
+    size: tuple[int, int] = (256, 256)
+    """Height and width in pixels at which maps and masks are compared; one number means a square."""
+
+    _square = field_validator("size", mode="before")(lambda value: (value, value) if isinstance(value, int) else value)
+
+
+class Settings(Frozen):
+    """Everything a fit depends on, resolved; written beside every result."""
+
+    data: DataSettings
+    method: MethodConfig
+    training: TrainingSettings
+    evaluation: EvaluationSettings
+
+    def as_tables(self) -> dict[str, dict[str, Any]]:
+        """The TOML tables that give these settings again; unset values are left out, since TOML has no null."""
+        tables = {name: getattr(self, name).model_dump(mode="json", exclude_none=True) for name in TABLES}
+        return tables
+
+
+TABLES: dict[str, type[Frozen]] = {
+    "data": DataSettings,
+    "method": MethodConfig,
+    "training": TrainingSettings,
+    "evaluation": EvaluationSettings,
+}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        SettingsError: the file is missing or is not TOML; names file and line.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"expected a settings file at {path}, found none") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{path} is not a readable TOML file: {error}") from None
+
+
+def parse_pairs(pairs: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Tables from `table.key=value` pairs; a value is TOML if it parses as such, else a string.
+
+    Raises:
+        SettingsError: a pair that has another form.
+    """
+    tables: dict[str, dict[str, Any]] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        table, dot, key = name.strip().partition(".")
+        if not equals or not dot or not key:
+            raise SettingsError(f"expected TABLE.KEY=VALUE, such as training.steps=500, found '{pair}'")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        tables.setdefault(table, {})[key] = value
+    return tables
+
+
+def merge(*layers: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Tables in which a later layer's value wins."""
+    merged: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        for table, values in layer.items():
+            if not isinstance(values, Mapping):
+                raise SettingsError(f"expected a table [{table}], found the value {values!r}")
+            merged.setdefault(table, {}).update(values)
+    return merged
+
+
+def validate(tables: Mapping[str, Mapping[str, Any]], config: type[MethodConfig]) -> Settings:
+    """Frozen settings for a method with this `config`.
+
+    Raises:
+        SettingsError: an unknown table or key (with the nearest known one), or a value that does not fit.
+    """
+    known: dict[str, type[Frozen]] = {**TABLES, "method": config}
+    for table in tables:
+        if table not in known:
+            raise SettingsError(f"unknown settings table [{table}]{did_you_mean(table, known)}")
+    return Settings(**{table: _build(table, model, tables.get(table, {})) for table, model in known.items()})
+
+
+def _build(table: str, model: type[Frozen], values: Mapping[str, Any]) -> Frozen:
+    for key in values:
+        if key not in model.model_fields:
+            raise SettingsError(f"unknown setting '{table}.{key}'{did_you_mean(key, model.model_fields)}")
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join([table, *(str(part) for part in first["loc"][:1])])
+        message = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"setting '{key}': {message}; found {first['input']!r}") from None
