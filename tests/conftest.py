@@ -1,0 +1,50 @@
+"""Fixtures that several test files share: a tiny image set on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+HEIGHT, WIDTH = 48, 64
+
+
+def plate(seed: int) -> np.ndarray:
+    """A good part, (48, 64, 3) uint8: a grey plate with a bright rim, no two alike by a little noise."""
+    noise = np.random.default_rng(seed).normal(0, 4, (HEIGHT, WIDTH, 3))
+    shade = np.linspace(90, 140, WIDTH)[None, :, None] + np.zeros((HEIGHT, WIDTH, 3))
+    shade[:4] = shade[-4:] = 200
+    return np.clip(shade + noise, 0, 255).astype(np.uint8)
+
+
+def scratch(seed: int) -> np.ndarray:
+    """Mask (48, 64) uint8 of 0 and 255: one dark stroke across the plate, 3 px wide."""
+    start, slope = 10 + 5 * (seed % 4), 0.3 if seed % 2 else -0.1
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    stroke = (np.abs(rows - start - slope * (columns - 10)) < 1.5) & (columns >= 10) & (columns < 50)
+    return (stroke * 255).astype(np.uint8)
+
+
+def save(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A data root with one category `plate`: 12 train/good, 4 test/good, 4 test/scratch with masks, 48×64 px."""
+    root = tmp_path / "data"
+    category = root / "plate"
+    for number in range(12):
+        save(category / "train" / "good" / f"{number:03d}.png", plate(number))
+    for number in range(4):
+        save(category / "test" / "good" / f"{number:03d}.png", plate(100 + number))
+        mask = scratch(number)
+        part = plate(200 + number)
+        part[mask > 0] //= 4
+        save(category / "test" / "scratch" / f"{number:03d}.png", part)
+        save(category / "ground_truth" / "scratch" / f"{number:03d}.png", mask)
+    return root
