@@ -20,7 +20,7 @@ from threecad.errors import DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
-_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "TIFF")  # Pillow knows many more, some of which start other programs
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # Pillow knows many more, some of which start other programs
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -115,7 +115,9 @@ def _write(path: Path, image: Image.Image, file_format: str) -> None:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The image with its header read; whatever goes wrong inside the block becomes a DataError about the file."""
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        # An open file and not its path: given a path, Pillow maps an uncompressed file into memory, which scrambles a
+        # TIFF that stands on its side.
+        with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
             _refuse_unusable(image, path)
             yield image
     except DataError:
@@ -125,7 +127,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         found = "an empty file" if path.stat().st_size == 0 else "something else"
         raise DataError(f"{path} cannot be read: expected a png, jpg, bmp or tif image, found {found}") from None
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{path} cannot be read: {_lower(str(error))}") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {_lower(error.strerror or str(error))}") from None

@@ -76,7 +76,7 @@ def list_categories(root: Path) -> list[str]:
     entries = _entries(root)
     if _is_category(root):
         return [root.resolve().name]
-    names = [entry.name for entry in entries if entry.is_dir() and _is_category(Path(entry))]
+    names = [entry.name for entry in entries if _is_category(Path(entry))]
     if names:
         return names
     if any(_is_image(entry) for entry in entries):
@@ -222,7 +222,14 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _folders(folder: Path) -> list[os.DirEntry[str]]:
-    return [entry for entry in _entries(folder) if entry.is_dir()] if folder.is_dir() else []
+    return [entry for entry in _entries(folder) if _is_folder(entry)] if folder.is_dir() else []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _is_category(folder: Path) -> bool:
@@ -230,7 +237,7 @@ def _is_category(folder: Path) -> bool:
 
 
 def _is_image(entry: os.DirEntry[str], suffixes: Sequence[str] = IMAGE_SUFFIXES) -> bool:
-    return Path(entry.name).suffix.lower() in suffixes and not entry.is_dir()
+    return Path(entry.name).suffix.lower() in suffixes and not _is_folder(entry)
 
 
 def _images(folder: Path, problems: list[Problem], suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
@@ -242,7 +249,7 @@ def _images(folder: Path, problems: list[Problem], suffixes: Sequence[str] = IMA
             if path.stem in images:
                 problems.append(Problem(path, f"expected one image of each name, found {images[path.stem].name} too"))
             images.setdefault(path.stem, path)
-        elif entry.is_dir() and any(_is_image(inner, suffixes) for inner in _entries(path)):
+        elif _is_folder(entry) and any(_is_image(inner, suffixes) for inner in _entries(path)):
             problems.append(Problem(path, f"expected images directly in {folder}, found some in a folder inside it"))
     return images
 

@@ -1,0 +1,220 @@
+"""The numbers by which the paper describes an image set: its Table 1 and its Fig. 3."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from threecad.data.tree import Category, check_sizes
+from threecad.errors import DataError
+from threecad.images import image_size, read_mask
+from threecad.records import Sample
+from threecad.regions import label_regions
+
+THREADS = 2
+
+HEADER = (
+    "Category",
+    "Training Images",
+    "Test Images (all)",
+    "Test Images (good)",
+    "Test Images (defect)",
+    "Defect types",
+    "Image Height",
+    "Image Width",
+    "NE / TE",
+)
+"""Column titles of `Statistics.rows`, as the paper prints them."""
+
+_AREA_EDGES = (0.0, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+_ASPECT_EDGES = (1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, float("inf"))
+
+
+class Range(NamedTuple):
+    """Smallest and largest of some numbers."""
+
+    least: int
+    most: int
+
+    def __str__(self) -> str:
+        return f"{self.least}~{self.most}"
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryStatistics:
+    """One line of Table 1."""
+
+    name: str
+    train: int
+    good: int
+    defect: int
+    types: int
+    height: Range  # px, over training and test images
+    width: Range
+    regions: Range | None  # NE: 8-connected regions in the mask of a defective image; None without masks
+    types_in_image: Range | None  # TE: defect types in a defective image; None without defective images
+
+    def row(self) -> tuple[str, ...]:
+        """Its cells, in the order of `HEADER`."""
+        counts = (self.train, self.good + self.defect, self.good, self.defect, self.types)
+        together = f"{self.regions or '-'}/{self.types_in_image or '-'}"
+        return (self.name, *map(str, counts), str(self.height), str(self.width), together)
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How often a number falls between two edges; the upper edge belongs to the bin."""
+
+    title: str
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    median: float  # nan where nothing was counted
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """A line for every bin: from, to, count, per cent of all."""
+        total = max(sum(self.counts), 1)
+        bins = zip(self.edges[:-1], self.edges[1:], self.counts, strict=True)
+        return [(f"{low:g}", f"{high:g}", str(count), f"{100 * count / total:.1f}") for low, high, count in bins]
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Table 1 and Fig. 3 of some categories."""
+
+    categories: tuple[CategoryStatistics, ...]
+    area_ratio: Histogram  # Fig. 3 a: of each defective image, the share of its pixels that are marked
+    aspect_ratio: (
+        Histogram  # Fig. 3 b: of each region, long side by short side of its smallest rectangle, turned freely
+    )
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Table 1 without its header: a line a category, and the sums where there are several."""
+        rows = [category.row() for category in self.categories]
+        if len(rows) > 1:
+            rows.append(("All", *(str(sum(int(row[column]) for row in rows)) for column in range(1, 6)), "-", "-", "-"))
+        return rows
+
+
+def measure(categories: Iterable[Category]) -> Statistics:
+    """Table 1 and Fig. 3 of these categories: masks are decoded, of images only the headers are read.
+
+    Raises:
+        DataError: an image or a mask cannot be read, or a mask has not the size of its image.
+    """
+    measured: list[CategoryStatistics] = []
+    areas: list[float] = []
+    aspects: list[float] = []
+    for category in categories:
+        types = read_types(category)
+        defective = [sample for sample in category.test if sample.is_defect]
+        with ThreadPoolExecutor(THREADS) as pool:
+            sizes = list(pool.map(lambda sample: image_size(sample.image), category.samples))
+            defects = list(pool.map(_measure_mask, defective)) if category.has_masks else []
+        areas += [defect.area_ratio for defect in defects]
+        aspects += [aspect for defect in defects for aspect in defect.aspect_ratios]
+        measured.append(
+            CategoryStatistics(
+                name=category.name,
+                train=len(category.train),
+                good=len(category.test) - len(defective),
+                defect=len(defective),
+                types=len(category.defects),
+                height=_range(height for height, _ in sizes) or Range(0, 0),
+                width=_range(width for _, width in sizes) or Range(0, 0),
+                regions=_range(len(defect.aspect_ratios) for defect in defects),
+                types_in_image=_range(types.get(sample.image, 1) for sample in defective),
+            )
+        )
+    return Statistics(
+        categories=tuple(measured),
+        area_ratio=_histogram("Defect area ratio", areas, _AREA_EDGES),
+        aspect_ratio=_histogram("Aspect ratio of the minimum bounding rectangle", aspects, _ASPECT_EDGES),
+    )
+
+
+def read_types(category: Category) -> dict[Path, int]:
+    """Number of defect types in each image that `types.csv` in the category's folder tells of; empty without the file.
+
+    The file has a column `image`, with paths relative to that folder, and a column for every type, in which anything
+    but 0 or nothing says that the image has it.
+
+    Raises:
+        DataError: the file has no such columns, or names an image that is not in `test`.
+    """
+    path = category.folder / "types.csv"
+    if not path.is_file():
+        return {}
+    images = {sample.image for sample in category.test}
+    types: dict[Path, int] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restval="")
+            columns = [column for column in reader.fieldnames or () if column != "image"]
+            if not columns or "image" not in (reader.fieldnames or ()):
+                raise DataError(f"{path}: expected a column 'image' and one a defect type, found {reader.fieldnames}")
+            for line in reader:
+                image = category.folder / line["image"]
+                if image not in images:
+                    raise DataError(f"{path}, line {reader.line_num}: expected a test image, found '{line['image']}'")
+                types[image] = sum(line[column].strip() not in ("", "0") for column in columns)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    return types
+
+
+def rectangle_aspect(region: np.ndarray) -> float:
+    """Long side by short side, at least 1, of the smallest rectangle, turned freely, around a region.
+
+    `region` (H, W) is true where the region is, in at least one pixel; pixels are squares, so that a single one has 1
+    and a row of five has 5. One side of the smallest rectangle lies on a side of the convex hull (Freeman and
+    Shapira 1975), so only those directions are tried.
+    """
+    from scipy.spatial import ConvexHull
+
+    rows = np.flatnonzero(region.any(axis=1))
+    left = region[rows].argmax(axis=1)
+    right = region.shape[1] - region[rows, ::-1].argmax(axis=1)
+    corners = np.concatenate([np.stack([rows + down, side], axis=1) for down in (0, 1) for side in (left, right)])
+    hull = corners[ConvexHull(corners).vertices].astype(np.float64)
+    along = np.roll(hull, -1, axis=0) - hull
+    along /= np.linalg.norm(along, axis=1, keepdims=True)
+    across = along[:, ::-1] * (-1, 1)
+    length, breadth = np.ptp(hull @ along.T, axis=0), np.ptp(hull @ across.T, axis=0)
+    smallest = np.argmin(length * breadth)
+    sides = sorted((length[smallest], breadth[smallest]))
+    return float(sides[1] / sides[0])
+
+
+class _Defect(NamedTuple):
+    area_ratio: float
+    aspect_ratios: list[float]  # one a region
+
+
+def _measure_mask(sample: Sample) -> _Defect:
+    from scipy.ndimage import find_objects
+
+    if sample.mask is None:
+        raise DataError(f"{sample.image}: expected a mask, found none")
+    check_sizes(sample)
+    mask = read_mask(sample.mask)
+    labels, _ = label_regions(mask)
+    boxes = enumerate(find_objects(labels), start=1)
+    return _Defect(float(mask.mean()), [rectangle_aspect(labels[box] == number) for number, box in boxes])
+
+
+def _range(numbers: Iterable[int]) -> Range | None:
+    found = list(numbers)
+    return Range(min(found), max(found)) if found else None
+
+
+def _histogram(title: str, numbers: Sequence[float], edges: tuple[float, ...]) -> Histogram:
+    # The rectangle of a turned square may come out a rounding error below 1.
+    bins = np.clip(np.searchsorted(edges, numbers, side="left") - 1, 0, len(edges) - 2)
+    counts = np.bincount(bins, minlength=len(edges) - 1)
+    return Histogram(title, edges, tuple(map(int, counts)), float(np.median(numbers)) if numbers else float("nan"))
