@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from threecad.records import Batch
 from threecad.synthesis import TextureSource
+from threecad.synthesis.augment import augment_textures
 from threecad.synthesis.noise import perlin_mask
 from threecad.synthesis.rotation import random_degrees, rotate
 
@@ -71,8 +72,6 @@ class TextureSynthesizer:
             mask *= self.foreground(image)
         texture = self.textures.sample(count, (height, width), generator)
         if self.augment:
-            from threecad.synthesis.augment import augment_textures
-
             texture = augment_textures(texture, generator)
         low, high = self.opacity
         opacity = low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator, device=generator.device)

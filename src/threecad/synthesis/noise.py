@@ -58,11 +58,12 @@ def lattice_noise(cells: Tensor, size: tuple[int, int], generator: Generator) ->
 
 def _axis(cells: Tensor, side: int, corners: int) -> tuple[Tensor, Tensor]:
     """Fade weight of each corner at each pixel along one axis, and weight times offset; both (B, side, corners)."""
+    finenesses, fineness = cells.unique(return_inverse=True)  # few, so that the arithmetic is done on a small table
     pixels = torch.arange(side, device=cells.device) / side
-    offset = (pixels * cells[:, None])[..., None] - torch.arange(corners, device=cells.device)
+    offset = (pixels * finenesses[:, None])[..., None] - torch.arange(corners, device=cells.device)
     t = (1 - offset.abs()).clamp_(min=0)
-    weight = t**3 * (t * (6 * t - 15) + 10)  # Perlin's quintic fade; f(1 - t) = 1 - f(t), so neighbours sum to 1
-    return weight, weight * offset
+    weight = t * t * t * (t * (6 * t - 15) + 10)  # Perlin's quintic fade; f(1 - t) = 1 - f(t): neighbours sum to 1
+    return weight[fineness], (weight * offset)[fineness]
 
 
 def _finest_exponent(side: int) -> int:

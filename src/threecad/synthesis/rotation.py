@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
@@ -13,16 +13,22 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     Args:
         degrees: (B,) angles, counter-clockwise.
     """
-    height, width = images.shape[-2:]
-    radians = torch.deg2rad(degrees.to(images))
-    cosine, sine, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
-    # The grid's coordinates run from -1 to 1 along both sides; the ratios turn them into pixels and back.
-    across = torch.stack([cosine, -sine * height / width, zero], dim=1)
-    down = torch.stack([sine * width / height, cosine, zero], dim=1)
-    grid = F.affine_grid(torch.stack([across, down], dim=1), [len(images), 1, height, width], align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return F.grid_sample(images, _grid(degrees.to(images), *images.shape[-2:]), align_corners=False)
 
 
-def random_degrees(count: int, limit: float, generator: torch.Generator) -> Tensor:
+def random_degrees(count: int, limit: float, generator: Generator) -> Tensor:
     """(count,) angles uniform in [-limit, limit] degrees."""
     return limit * (2 * torch.rand(count, generator=generator, device=generator.device) - 1)
+
+
+def _grid(degrees: Tensor, height: int, width: int) -> Tensor:
+    """Where each pixel comes from: (B, H, W, 2) as x and y from -1 to 1 between the canvas's edges.
+
+    A column's share plus a row's share, added as complex numbers: several times faster than `F.affine_grid`.
+    """
+    radians = torch.deg2rad(degrees)
+    cosine, sine = radians.cos()[:, None], radians.sin()[:, None]
+    x, y = (torch.arange(side, device=degrees.device) - (side - 1) / 2 for side in (width, height))  # px from centre
+    columns = torch.complex(cosine * x * (2 / width), sine * x * (2 / height))
+    rows = torch.complex(-sine * y * (2 / width), cosine * y * (2 / height))
+    return torch.view_as_real(columns[:, None, :] + rows[:, :, None])

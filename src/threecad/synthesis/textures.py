@@ -53,7 +53,7 @@ class FolderTextures:
             pictures = _decode([self.files[index] for index in chosen.tolist()], size).to(generator.device)
         else:
             pictures = held.index_select(0, chosen)
-        return pictures.float().mul_(1 / 255)
+        return pictures.float().div_(255)
 
     def _hold(self, size: tuple[int, int], device: torch.device) -> Tensor | None:
         """All pictures at `size` as uint8 (N, 3, H, W), or None where they do not fit beside what is already held."""
@@ -150,7 +150,7 @@ def _weathered(textures: Tensor, generator: Generator) -> Tensor:
     light = lattice_noise(torch.full((count, 2), 2.0, device=textures.device), (height, width), generator)
     grain = torch.randn(count, 1, height, width, generator=generator, device=textures.device)
     grain *= _uniform(count, 0, 0.08, generator)
-    return textures.mul_(1 + light.mul_(_uniform(count, 0, 0.8, generator))).add_(grain)
+    return textures.mul_(1 + light.mul_(_uniform(count, 0, 0.6, generator))).add_(grain)
 
 
 def _octaves(count: int, size: tuple[int, int], generator: Generator) -> Tensor:
@@ -186,11 +186,11 @@ def _wave(phase: Tensor, generator: Generator) -> Tensor:
 
 
 def _colours(count: int, colours: int, generator: Generator) -> Tensor:
-    """Random colours (count, colours, 3, 1, 1), from grey to vivid."""
+    """Random colours (count, colours, 3, 1, 1), more often muted than vivid, as materials are."""
     device = generator.device
     vivid = torch.rand(count, colours, 3, 1, 1, generator=generator, device=device)
     grey = torch.rand(count, colours, 1, 1, 1, generator=generator, device=device)
-    return torch.lerp(grey, vivid, torch.rand(count, 1, 1, 1, 1, generator=generator, device=device))
+    return torch.lerp(grey, vivid, torch.rand(count, 1, 1, 1, 1, generator=generator, device=device) ** 2)
 
 
 def _uniform(count: int, low: float, high: float, generator: Generator) -> Tensor:
