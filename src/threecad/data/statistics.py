@@ -15,7 +15,7 @@ from threecad.data.tree import Category, check_sizes
 from threecad.errors import DataError
 from threecad.images import image_size, read_mask
 from threecad.records import Sample
-from threecad.regions import label_regions
+from threecad.regions import bounding_boxes, label_regions
 
 THREADS = 2
 
@@ -145,12 +145,11 @@ def read_types(category: Category) -> dict[Path, int]:
     but 0 or nothing says that the image has it.
 
     Raises:
-        DataError: the file has no such columns, or names an image that is not in `test`.
+        DataError: the file has no such columns, or names an image that is not there.
     """
     path = category.folder / "types.csv"
     if not path.is_file():
         return {}
-    images = {sample.image for sample in category.test}
     types: dict[Path, int] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -160,8 +159,8 @@ def read_types(category: Category) -> dict[Path, int]:
                 raise DataError(f"{path}: expected a column 'image' and one a defect type, found {reader.fieldnames}")
             for line in reader:
                 image = category.folder / line["image"]
-                if image not in images:
-                    raise DataError(f"{path}, line {reader.line_num}: expected a test image, found '{line['image']}'")
+                if not image.is_file():
+                    raise DataError(f"{path}, line {reader.line_num}: expected an image, found '{line['image']}'")
                 types[image] = sum(line[column].strip() not in ("", "0") for column in columns)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
@@ -197,14 +196,12 @@ class _Defect(NamedTuple):
 
 
 def _measure_mask(sample: Sample) -> _Defect:
-    from scipy.ndimage import find_objects
-
     if sample.mask is None:
         raise DataError(f"{sample.image}: expected a mask, found none")
     check_sizes(sample)
     mask = read_mask(sample.mask)
-    labels, _ = label_regions(mask)
-    boxes = enumerate(find_objects(labels), start=1)
+    labels, count = label_regions(mask)
+    boxes = enumerate(bounding_boxes(labels, count), start=1)
     return _Defect(float(mask.mean()), [rectangle_aspect(labels[box] == number) for number, box in boxes])
 
 

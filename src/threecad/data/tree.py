@@ -141,11 +141,8 @@ def scan_category(root: Path, name: str) -> tuple[Category, list[Problem]]:
 
     has_masks = any(sample.mask for sample in test)
     if has_masks:
-        expected = (
-            f"expected a mask {folder / 'ground_truth' / 'DEFECT' / 'NAME'}.png as for the other defects, found none"
-        )
         problems += [
-            Problem(sample.image, expected.replace("DEFECT", sample.defect).replace("NAME", sample.image.stem))
+            Problem(sample.image, f"expected a mask ground_truth/{sample.defect}/{sample.image.stem}.png, found none")
             for sample in test
             if sample.is_defect and sample.mask is None
         ]
@@ -233,7 +230,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_category(folder: Path) -> bool:
-    return (folder / Split.TRAIN / GOOD).is_dir()
+    try:
+        return (folder / Split.TRAIN / GOOD).is_dir()
+    except OSError:  # a folder that may not be entered
+        return False
 
 
 def _is_image(entry: os.DirEntry[str], suffixes: Sequence[str] = IMAGE_SUFFIXES) -> bool:
