@@ -16,6 +16,7 @@ from threecad.errors import DataError
 from threecad.synthesis import augment
 from threecad.synthesis.blending import TextureSynthesizer
 from threecad.synthesis.colour import AXES, hsv_to_rgb, rgb_to_hsv
+from threecad.synthesis.foreground import otsu_foreground
 from threecad.synthesis.noise import lattice_noise, perlin_mask, perlin_noise
 from threecad.synthesis.rotation import rotate
 from threecad.synthesis.textures import FolderTextures, ProceduralTextures, texture_source
@@ -413,6 +414,22 @@ def test_anomalies_stay_within_the_foreground() -> None:
     batch = TextureSynthesizer(Plain(), foreground=left_half)(dark_images(32), seeded())
     assert batch.mask[..., : SIZE[1] // 2].any()
     assert not batch.mask[..., SIZE[1] // 2 :].any()
+
+
+@pytest.mark.parametrize("bright_part", [True, False])
+def test_otsu_finds_the_part_on_a_lighter_or_darker_background(bright_part: bool) -> None:
+    part = torch.zeros(1, 1, 64, 48)
+    part[..., 12:50, 10:40] = 1
+    holed = part.clone()
+    holed[..., 30:32, 20:23] = 0  # a dark spot on the part
+    holed[..., 3:5, 3:5] = 1  # and a speck beside it
+    grey = 0.2 + 0.5 * (holed if bright_part else 1 - holed)
+    images = (grey + 0.02 * torch.randn(1, 1, 64, 48, generator=seeded())).expand(-1, 3, -1, -1).clamp(0, 1)
+    assert torch.equal(otsu_foreground(images), part)
+
+
+def test_an_image_of_one_level_is_all_foreground() -> None:
+    assert otsu_foreground(torch.full((2, 3, 16, 16), 0.3)).eq(1).all()
 
 
 @pytest.mark.parametrize(

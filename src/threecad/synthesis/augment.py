@@ -95,7 +95,7 @@ def autocontrast(levels: Tensor, generator: Generator) -> Tensor:
 
 def equalize(levels: Tensor, generator: Generator) -> Tensor:
     """Each channel's histogram made flat, by Pillow's rule."""
-    counts = _histograms(levels)
+    counts = histograms(levels)
     below = counts.cumsum(dim=2) - counts
     last = 255 - counts.flip(2).ne(0).int().argmax(dim=2, keepdim=True)
     step = (counts.sum(dim=2, keepdim=True) - counts.gather(2, last)) // 255
@@ -134,7 +134,7 @@ def sharpen(levels: Tensor, factor: Tensor) -> Tensor:
 
 def stretch(levels: Tensor, cutoff: Tensor) -> Tensor:
     """Pillow's `ImageOps.autocontrast` with `cutoff` (B, 1, 1, 1) per cent at both ends of each channel's histogram."""
-    counts = _histograms(levels)
+    counts = histograms(levels)
     cut = (counts.sum(dim=2, keepdim=True) * cutoff.long().squeeze(-1)) // 100
     lowest = (counts.cumsum(dim=2) > cut).int().argmax(dim=2)[..., None, None]
     highest = 255 - (counts.flip(2).cumsum(dim=2) > cut).int().argmax(dim=2)[..., None, None]
@@ -142,7 +142,7 @@ def stretch(levels: Tensor, cutoff: Tensor) -> Tensor:
     return torch.where(highest > lowest, stretched, levels)
 
 
-def _histograms(levels: Tensor) -> Tensor:
+def histograms(levels: Tensor) -> Tensor:
     """How often each level occurs in each channel, int64 (B, 3, 256)."""
     count, channels = levels.shape[:2]
     place = 256 * torch.arange(count * channels, device=levels.device).view(count, channels, 1, 1)

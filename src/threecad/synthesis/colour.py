@@ -28,14 +28,15 @@ class LightnessAxis:
     write: Callable[[Tensor, Tensor], Tensor]  # RGB, new lightness -> RGB
 
 
-def _luma(rgb: Tensor) -> Tensor:
+def luma(rgb: Tensor) -> Tensor:
+    """Y of YCrCb and YUV (B, 1, H, W): the grey of an image."""
     red, green, blue = rgb.split(1, dim=1)
     return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
 
 
 def _with_luma(rgb: Tensor, lightness: Tensor) -> Tensor:
     """YCrCb and YUV: both chroma axes are differences to Y, so every channel moves with Y."""
-    return rgb + (lightness - _luma(rgb))
+    return rgb + (lightness - luma(rgb))
 
 
 def _value(rgb: Tensor) -> Tensor:
@@ -86,12 +87,12 @@ def _with_luv_lightness(rgb: Tensor, lightness: Tensor) -> Tensor:
 
 
 AXES: dict[str, LightnessAxis] = {
-    "YCrCb": LightnessAxis(_luma, _with_luma),
+    "YCrCb": LightnessAxis(luma, _with_luma),
     "HSV": LightnessAxis(_value, _with_value),
     "HLS": LightnessAxis(_hls_lightness, _with_hls_lightness),
     "Lab": LightnessAxis(_cie_lightness, _with_lab_lightness),
     "Luv": LightnessAxis(_cie_lightness, _with_luv_lightness),
-    "YUV": LightnessAxis(_luma, _with_luma),
+    "YUV": LightnessAxis(luma, _with_luma),
 }
 
 
