@@ -181,11 +181,13 @@ def test_whatever_is_not_black_belongs_to_the_mask(tmp_path, levels):
 
 def test_a_mask_stays_binary_when_resized_and_may_lose_a_tiny_defect(tmp_path):
     mask = np.zeros((64, 64), np.uint8)
-    mask[0, 0] = 255
+    mask[0, 0] = 255  # lies between the pixels that are looked at
+    mask[2, 12] = 255  # is one of them
     mask[32:, 32:] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     small = read_mask(tmp_path / "mask.png", size=(16, 8))
     expected = np.zeros((16, 8), np.uint8)
+    expected[0, 1] = 1
     expected[8:, 4:] = 1
     np.testing.assert_array_equal(small, expected)
 
