@@ -14,6 +14,8 @@ from threecad.synthesis.augment import augment_textures
 from threecad.synthesis.noise import perlin_mask
 from threecad.synthesis.rotation import random_degrees, rotate
 
+ROUNDING = 1e-3  # so that a level that float32 holds as 127.99999 stays 128
+
 
 @dataclass(frozen=True)
 class TextureSynthesizer:
@@ -79,9 +81,6 @@ class TextureSynthesizer:
         if self.eight_bit:
             augmented = torch.where(mask > 0, (augmented * 255 + ROUNDING).floor() / 255, augmented)
         return augmented, mask
-
-
-ROUNDING = 1e-3  # so that a level that float32 holds as 127.99999 stays 128
 
 
 def _chosen(count: int, chance: float, generator: Generator) -> Tensor:
