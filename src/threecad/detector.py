@@ -14,7 +14,7 @@ none of a detector's business; the texture source is handed in.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -52,7 +52,7 @@ class StatisticsPhase:
     """
 
     name: str
-    state: Mapping[str, Tensor]
+    state: MutableMapping[str, Tensor]
     observe: Callable[[Batch], None]
     conclude: Callable[[], None]
     synthesizer: Synthesizer | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -27,6 +27,9 @@ class Frozen(BaseModel):
 class MethodConfig(Frozen):
     """What all methods have in common; subclasses add their paper's values as defaults."""
 
+    grid: ClassVar[int] = 1
+    """Height and width have to be multiples of this many pixels: the coarsest stride of the method's networks."""
+
     image_size: tuple[int, int] = (256, 256)
     """Height and width in pixels that images are resized to; one number means a square."""
 
@@ -43,6 +46,9 @@ class MethodConfig(Frozen):
     def _positive(cls, value: tuple[int, int]) -> tuple[int, int]:
         if min(value) < 32 or max(value) > 4096:
             raise ValueError(f"expected a height and a width between 32 and 4096 px, found {value[0]}×{value[1]}")
+        height, width = (-(-side // cls.grid) * cls.grid for side in value)
+        if (height, width) != value:
+            raise ValueError(f"expected multiples of {cls.grid} px; the next size is {height}×{width}")
         return value
 
     @classmethod
@@ -63,7 +69,11 @@ class BackboneConfig(MethodConfig):
         """`backbone = "embedded"` names both the network and where its weights lie."""
         if isinstance(values, Mapping) and values.get("backbone") == "embedded":
             weights = values.get("weights", "imagenet")
-            return {**values, "backbone": EMBEDDED_BACKBONE, "weights": "embedded" if weights == "imagenet" else weights}
+            return {
+                **values,
+                "backbone": EMBEDDED_BACKBONE,
+                "weights": "embedded" if weights == "imagenet" else weights,
+            }
         return values
 
 

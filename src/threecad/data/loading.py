@@ -1,0 +1,250 @@
+"""Decode once: images and masks as memory-mapped uint8 arrays that every later epoch, method and evaluation shares.
+
+A pack is one `.npy` file in the cache, named by the content of its files, the resize rule and the format: a changed
+file gives another pack. Packs are written to a temporary name and renamed, so that a killed run leaves nothing
+half-written and two processes may build the same pack at once. A small database remembers the hash of each file for as
+long as its size and times stay the same, so that a second run reads no image at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from threecad.cache import cache_folder
+from threecad.data.tree import check_sizes
+from threecad.errors import DataError
+from threecad.images import read_image, read_mask
+from threecad.records import Sample
+
+RULE = "pillow bilinear antialiased square; masks nearest; 1"
+"""What makes pixels out of files; a change of it makes every older pack unfindable."""
+
+Progress = Callable[[int, int], None]
+"""Called with how many are done and how many there are."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Decoded pixels in the cache."""
+
+    path: Path
+    category: str
+    kind: str  # images | masks
+    count: int
+    size: tuple[int, int]
+    bytes: int
+
+
+class Rows:
+    """Chosen rows of a pack, (N, H, W, 3) uint8, read when they are indexed."""
+
+    def __init__(self, pack: np.ndarray, chosen: np.ndarray) -> None:
+        self.pack, self.chosen = pack, chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.pack[self.chosen[index]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self.pack[row] for row in self.chosen)
+
+
+def load_images(samples: Sequence[Sample], size: tuple[int, int], progress: Progress | None = None) -> np.ndarray:
+    """Images of the samples, memory-mapped (N, H, W, 3) uint8 RGB.
+
+    Raises:
+        DataError: an image cannot be read, or the cache cannot be written.
+    """
+    return _load("images", samples, size, (3,), lambda sample: read_image(sample.image, size), progress)
+
+
+def load_masks(samples: Sequence[Sample], size: tuple[int, int], progress: Progress | None = None) -> np.ndarray:
+    """Masks of the samples, memory-mapped (N, H, W) uint8 of 0 and 1; all zero for a sample without one.
+
+    Raises:
+        DataError: a mask cannot be read or has another size than its image, or the cache cannot be written.
+    """
+
+    def read(sample: Sample) -> np.ndarray:
+        if sample.mask is None:
+            return np.zeros(size, np.uint8)
+        check_sizes(sample)
+        return read_mask(sample.mask, size)
+
+    return _load("masks", samples, size, (), read, progress)
+
+
+def ordered(function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 16) -> Iterator[Result]:
+    """`map` in threads: results in order, at most `ahead` of them waiting."""
+    executor = ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 2), thread_name_prefix="decode")
+    pending: deque[Any] = deque()
+    try:
+        for item in items:
+            pending.append(executor.submit(function, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def content_hashes(paths: Sequence[Path]) -> list[str]:
+    """SHA-256 of each file's bytes; a file of unchanged size and times is not read again.
+
+    Raises:
+        DataError: a file is gone or cannot be read.
+    """
+    with _Hashes() as known:
+        return [known.of(path) for path in paths]
+
+
+def packs() -> list[Pack]:
+    """The packs in the cache."""
+    found = []
+    for entry in sorted(cache_folder("pixels").glob("*.json")):
+        try:
+            record = json.loads(entry.read_text(encoding="utf-8"))
+            path = entry.with_suffix(".npy")
+            size = (int(record["size"][0]), int(record["size"][1]))
+            found.append(Pack(path, record["category"], record["kind"], record["count"], size, path.stat().st_size))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not an entry of ours, or its pack is gone
+    return found
+
+
+def clear_packs() -> int:
+    """Bytes freed by removing all packs and remembered hashes from the cache."""
+    folder = cache_folder("pixels")
+    freed = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    shutil.rmtree(folder, ignore_errors=True)
+    return freed
+
+
+def _load(
+    kind: str,
+    samples: Sequence[Sample],
+    size: tuple[int, int],
+    channels: tuple[int, ...],
+    read: Callable[[Sample], np.ndarray],
+    progress: Progress | None,
+) -> np.ndarray:
+    if not samples:
+        return np.zeros((0, *size, *channels), np.uint8)
+    files = [
+        path for sample in samples for path in ([sample.image, sample.mask] if kind == "masks" else [sample.image])
+    ]
+    hashes = iter(content_hashes([path for path in files if path is not None]))
+    contents = [next(hashes) if path is not None else "-" for path in files]
+    key = hashlib.sha256(json.dumps([RULE, kind, size, contents]).encode()).hexdigest()[:32]
+    path = cache_folder("pixels") / f"{key}.npy"
+    shape = (len(samples), *size, *channels)
+    if not _is_pack(path, shape):
+        about = {"category": samples[0].category, "kind": kind, "count": len(samples), "size": size}
+        _write_pack(path, shape, about, ordered(read, samples), progress)
+    return np.load(path, mmap_mode="r")
+
+
+def _is_pack(path: Path, shape: tuple[int, ...]) -> bool:
+    """Whether a whole pack of this shape lies at `path`; a damaged one counts as none."""
+    try:
+        return np.load(path, mmap_mode="r").shape == shape
+    except (OSError, ValueError, EOFError):
+        return False
+
+
+def _write_pack(
+    path: Path, shape: tuple[int, ...], about: dict[str, Any], rows: Iterable[np.ndarray], progress: Progress | None
+) -> None:
+    """Write rows one after another, never through a memory map: a full disk is then an error, not a crash."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".building-") as building:
+            pack, entry = Path(building) / "pack.npy", Path(building) / "entry.json"
+            with pack.open("wb") as file:
+                header = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for done, row in enumerate(rows, start=1):
+                    file.write(row.tobytes())
+                    if progress:
+                        progress(done, shape[0])
+                file.flush()
+                os.fsync(file.fileno())
+            entry.write_text(json.dumps(about), encoding="utf-8")
+            os.replace(pack, path)
+            os.replace(entry, path.with_suffix(".json"))
+    except OSError as error:
+        gigabytes = int(np.prod(shape)) / 1e9
+        raise DataError(
+            f"cannot keep decoded images in {path.parent}: {error.strerror or error} ({gigabytes:.2f} GB needed)\n"
+            "Set THREECAD_CACHE to a writable folder with room, or free some with `threecad data cache --clear`."
+        ) from None
+
+
+def _sweep(folder: Path, older_than_s: float = 86400) -> None:
+    """Remove what a killed process left half-built more than a day ago."""
+    for leftover in folder.glob(".building-*"):
+        if time.time() - leftover.stat().st_mtime > older_than_s:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+class _Hashes:
+    """Content hashes by path, size and times, in a database that several processes may use."""
+
+    def __enter__(self) -> _Hashes:
+        folder = cache_folder("pixels")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.database = sqlite3.connect(folder / "hashes.sqlite", timeout=60)
+            self.database.execute("CREATE TABLE IF NOT EXISTS hashes (path TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT)")
+        except (OSError, sqlite3.Error) as error:
+            raise DataError(
+                f"cannot use the cache {folder}: {error}; set THREECAD_CACHE to a writable folder"
+            ) from None
+        self.known = {path: (stamp, sha256) for path, stamp, sha256 in self.database.execute("SELECT * FROM hashes")}
+        self.new: list[tuple[str, str, str]] = []
+        return self
+
+    def of(self, path: Path) -> str:
+        try:
+            state = path.stat()
+            stamp = f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
+            known_stamp, sha256 = self.known.get(str(path.resolve()), ("", ""))
+            if known_stamp != stamp:
+                with path.open("rb") as file:
+                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                self.new.append((str(path.resolve()), stamp, sha256))
+            return sha256
+        except FileNotFoundError:
+            raise DataError(f"{path} was there a moment ago and is gone now") from None
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            with self.database:
+                self.database.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?)", self.new)
+        except sqlite3.Error:
+            pass  # only a memory: the hashes are computed again next time
+        finally:
+            self.database.close()
