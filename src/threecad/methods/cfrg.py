@@ -49,7 +49,7 @@ from threecad.nets.pyramid import Pyramid
 from threecad.nets.recovery import Recovery
 from threecad.records import Batch, Prediction
 from threecad.schedules import milestones
-from threecad.settings import EMBEDDED_BACKBONE, BackboneConfig
+from threecad.settings import BackboneConfig
 from threecad.synthesis import TextureSource
 from threecad.synthesis.blending import TextureSynthesizer
 

@@ -86,7 +86,7 @@ class PaDiM(Detector):
         total, kept = sum(self.pyramid.channels), config.features
         if kept > total:
             raise SettingsError(
-                f"setting 'method.features': expected at most {total}, as '{config.backbone}' has channels, found {kept}"
+                f"setting 'method.features': expected at most {total}, the channels of {config.backbone}, found {kept}"
             )
         self.smooth = GaussianBlur(config.sigma_px)
         self.height, self.width = (side // self.pyramid.strides[0] for side in config.image_size)

@@ -271,13 +271,15 @@ class Attention(nn.Module):
     def __init__(self, config: UniADConfig) -> None:
         super().__init__()
         self.heads, self.dropout = config.heads, config.dropout
-        self.project = nn.Linear(config.width, 3 * config.width)  # query, key and value, packed
+        # Query, key and value, packed; no nn.Linear, so that all layers keep the values that they are copied with.
+        self.project = nn.Parameter(nn.init.xavier_uniform_(torch.empty(3 * config.width, config.width)))
+        self.project_bias = nn.Parameter(torch.zeros(3 * config.width))
         self.merge = nn.Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, residual: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         """All (B, T, width); `mask` (T, T) is added to the logits."""
-        weights, biases = self.project.weight.chunk(3), self.project.bias.chunk(3)
+        weights, biases = self.project.chunk(3), self.project_bias.chunk(3)
         query, key, value = (
             F.linear(tokens, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for tokens, weight, bias in zip((query, key, value), weights, biases, strict=True)
