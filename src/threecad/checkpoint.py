@@ -96,7 +96,8 @@ class RunFolder:
         if self.path.is_dir() and any(self.path.iterdir()):
             inside = "an unfinished run; go on with --resume" if self.state_file.exists() else "files already"
             raise RunError(
-                f"expected a new or an empty folder for the run, found {self.path} with {inside},\nor choose another --out"
+                f"expected a new or an empty folder for the run, found {self.path} with {inside},\n"
+                "or choose another --out"
             )
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"expected a folder for the run, found the file {self.path}; choose another --out")
@@ -230,7 +231,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
             save_file(dict(tensors), temporary, metadata=dict(about or {}))
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -256,7 +257,7 @@ def write_text(path: Path, text: str) -> None:
     with writing(path):
         try:
             temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
+            temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -299,7 +300,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
         except OSError:
             temporary = target.with_name(f".{target.name}.part")
             shutil.copyfile(source, temporary)
-            os.replace(temporary, target)
+            temporary.replace(target)
 
 
 def same_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

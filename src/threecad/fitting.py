@@ -49,9 +49,11 @@ def resolve_settings(method: str, *layers: Mapping[str, Mapping[str, Any]]) -> S
     detector = METHODS[method]
     asked = merge(*layers)
     preset = asked.get("training", {}).get("preset", "paper")
-    quick = {"method": detector.quick.method, "training": detector.quick.training}
-    below = {"paper": {"data": {"holdout": 0.0}}, "quick": quick}.get(preset, {})
-    return validate(merge(below, asked), detector.Config)
+    presets: dict[str, dict[str, Mapping[str, Any]]] = {
+        "paper": {"data": {"holdout": 0.0}},
+        "quick": {"method": detector.quick.method, "training": detector.quick.training},
+    }
+    return validate(merge(presets.get(preset, {}), asked), detector.Config)
 
 
 def build(method: str, **settings: Any) -> Detector:
@@ -88,7 +90,9 @@ def fit(
         settings: tables as in a settings file: `{"training": {"preset": "quick"}}`.
         resume: go on with an interrupted fit; exactly, or not at all.
         inexact: resume even where it cannot be exact.
-        watch: called after every step. progress: called while images are decoded. say: called with a line worth reading.
+        watch: called after every step.
+        progress: called while images are decoded.
+        say: called with a line worth reading.
 
     Raises:
         ThreeCADError: whatever the user can mend.
@@ -118,7 +122,7 @@ def fit(
     size = resolved.method.image_size
     images = _pixels(found.learnt, found, size, progress)
     start = time.monotonic()
-    detector = detector.to(fabric.device, memory_format=torch.channels_last)
+    detector = detector.to(fabric.device).to(memory_format=torch.channels_last)
     train(detector, images, textures, resolved.training, run, fabric, watch)
     if fabric.is_global_zero:
         record.duration_s = round(time.monotonic() - start, 1)

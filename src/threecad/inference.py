@@ -36,7 +36,7 @@ def predict(
         precision: `float32`, `bf16`, or `auto` for bf16 where the machine has it natively.
     """
     device = best_device()
-    detector = detector.to(device, memory_format=torch.channels_last).eval()
+    detector = detector.to(device).to(memory_format=torch.channels_last).eval()
     for pixels in _batches(images, batch):
         prediction = predict_batch(detector, pixels, precision, device)
         maps, scores = prediction.anomaly_map.float().cpu().numpy(), prediction.score.float().cpu().numpy()

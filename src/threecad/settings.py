@@ -204,7 +204,8 @@ def validate(tables: Mapping[str, Mapping[str, Any]], config: type[MethodConfig]
     for table in tables:
         if table not in known:
             raise SettingsError(f"unknown settings table [{table}]{did_you_mean(table, known)}")
-    return Settings(**{table: _build(table, model, tables.get(table, {})) for table, model in known.items()})
+    built: dict[str, Any] = {table: _build(table, model, tables.get(table, {})) for table, model in known.items()}
+    return Settings(**built)
 
 
 def _build(table: str, model: type[Frozen], values: Mapping[str, Any]) -> Frozen:

@@ -184,7 +184,7 @@ class _Loop:
                 if self._all_stop(asked):
                     raise Interrupted
             for name, tensor in state.items():
-                state[name].copy_(self.fabric.all_reduce(tensor, reduce_op="sum"))
+                state[name].copy_(torch.as_tensor(self.fabric.all_reduce(tensor, reduce_op="sum")))
             phase.conclude()
         if index + 1 < len(self.plan):
             self._save(index + 1, 0, (), log)
@@ -363,7 +363,7 @@ def seed_everything(key: Sequence[int], device: torch.device) -> torch.Generator
     digest = hashlib.sha256(repr(tuple(int(part) for part in key)).encode()).digest()
     seed = int.from_bytes(digest[:7], "big")
     torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - for libraries that draw from NumPy's global state
     random.seed(seed)
     return torch.Generator(device).manual_seed(seed)
 

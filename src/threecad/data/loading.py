@@ -191,8 +191,8 @@ def _write_pack(
                 file.flush()
                 os.fsync(file.fileno())
             entry.write_text(json.dumps(about), encoding="utf-8")
-            os.replace(pack, path)
-            os.replace(entry, path.with_suffix(".json"))
+            pack.replace(path)
+            entry.replace(path.with_suffix(".json"))
     except OSError as error:
         gigabytes = int(np.prod(shape)) / 1e9
         raise DataError(

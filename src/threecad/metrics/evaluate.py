@@ -57,8 +57,8 @@ def evaluate(
     size = _size(record)
     test = category.test
     if not any(sample.is_defect for sample in test) or all(sample.is_defect for sample in test):
-        found = f"{sum(not s.is_defect for s in test)} good and {sum(s.is_defect for s in test)} defective"
-        raise MetricError(f"category '{category.name}': expected good and defective test images, found {found}")
+        counts = f"{sum(not s.is_defect for s in test)} good and {sum(s.is_defect for s in test)} defective"
+        raise MetricError(f"category '{category.name}': expected good and defective test images, found {counts}")
     images = load_images(test, detector.config.image_size)
     masks = load_masks(test, size)
     labels = np.array([sample.is_defect for sample in test])
@@ -76,7 +76,7 @@ def evaluate(
         by_image = asdict(image_scores(scores, labels))
         by_pixel: dict[str, Any] = dict.fromkeys(PIXEL_METRICS)
         if category.has_masks and masks.any():
-            by_pixel = asdict(pixel_scores(maps, masks, left_out_of_pro=vanished))
+            by_pixel = asdict(pixel_scores(maps, masks, left_out_of_pro=vanished.tolist()))
     metrics = by_image | by_pixel
     return {
         **{name: metrics[name] for name in METRICS},
@@ -125,11 +125,11 @@ class _MapsOnDisk:
     def __enter__(self) -> np.memmap:
         bytes_needed = int(np.prod(self.shape)) * 4
         try:
-            self.file = tempfile.TemporaryFile(prefix="threecad-maps-")  # noqa: SIM115
+            self.file = tempfile.TemporaryFile(prefix="threecad-maps-")
             _reserve(self.file.fileno(), bytes_needed)
         except OSError as error:
             raise DataError(
-                f"no room for {bytes_needed / 1e9:.2f} GB of anomaly maps in {tempfile.gettempdir()} ({error.strerror}); "
+                f"no room for {bytes_needed / 1e9:.2f} GB of maps in {tempfile.gettempdir()}: {error.strerror};\n"
                 "set TMPDIR to a folder with room"
             ) from None
         return np.memmap(self.file, np.float32, "r+", shape=self.shape)

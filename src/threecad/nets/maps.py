@@ -32,7 +32,9 @@ def upsample(maps: Tensor, size: Sequence[int], align_corners: bool = True) -> T
 
 
 class GaussianBlur(nn.Module):
-    """Separable Gaussian filter of a map (B, 1, H, W); scipy's `gaussian_filter` with its default border and cut-off."""
+    """Separable Gaussian filter of a map (B, 1, H, W); equals scipy's `gaussian_filter` at its defaults."""
+
+    kernel: Tensor  # (2 · radius + 1,)
 
     def __init__(self, sigma_px: float) -> None:
         super().__init__()

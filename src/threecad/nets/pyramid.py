@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from threecad.errors import SettingsError, did_you_mean
 from threecad.nets.weights import WeightFile, find_weights, load_into
 
-# Families whose stages end in a ReLU. Others, such as the linear bottlenecks of the EfficientNets, have signed features.
+# Families whose stages end in a ReLU. Others, such as the EfficientNets with linear bottlenecks, have signed features.
 NON_NEGATIVE = ("resnet", "wide_resnet", "resnext", "seresnet", "seresnext", "regnet", "vgg", "densenet")
 
 
@@ -23,6 +24,9 @@ class Pyramid(nn.Module):
         signed: whether a feature can be negative.
         file: the pretrained weights' file; None for random weights.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self, backbone: str, weights: str, strides: Sequence[int] = (4, 8, 16), trainable: bool = False
@@ -51,7 +55,7 @@ class Pyramid(nn.Module):
         return [features.float() for features in self.network((image - self.mean) / self.std)]
 
 
-def _feature_network(backbone: str, strides: Sequence[int]) -> tuple[nn.Module, list[int]]:
+def _feature_network(backbone: str, strides: Sequence[int]) -> tuple[Any, list[int]]:
     """timm's network cut behind the last of `strides`, and its channels there."""
     import timm
 
@@ -60,16 +64,18 @@ def _feature_network(backbone: str, strides: Sequence[int]) -> tuple[nn.Module, 
         known = timm.list_pretrained(f"{name}*") if timm.is_model(name) else timm.list_models()
         raise SettingsError(f"unknown backbone '{backbone}'{did_you_mean(backbone, known)}")
     try:
-        reductions = timm.create_model(backbone, pretrained=False, features_only=True).feature_info.reduction()
+        whole: Any = timm.create_model(backbone, pretrained=False, features_only=True)
+        reductions = whole.feature_info.reduction()
     except (RuntimeError, AttributeError) as error:
         raise SettingsError(f"backbone '{backbone}' gives no feature maps: {error}") from None
     missing = [stride for stride in strides if stride not in reductions]
     if missing:
         raise SettingsError(f"backbone '{backbone}': expected features at strides {list(strides)}, found {reductions}")
-    network = timm.create_model(
+    network: Any = timm.create_model(
         backbone, pretrained=False, features_only=True, out_indices=[reductions.index(stride) for stride in strides]
     )
     if hasattr(network, "_stage_out_idx"):  # timm's EfficientNets keep, and compute, the stages behind the last feature
         network.blocks = network.blocks[: max(network._stage_out_idx)]
-    network.default_cfg = timm.get_pretrained_cfg(backbone).to_dict()
+    published: Any = timm.get_pretrained_cfg(backbone)
+    network.default_cfg = published.to_dict()
     return network, network.feature_info.channels()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import tempfile
 from collections.abc import Mapping
@@ -60,8 +59,8 @@ def find_weights(tag: str, weights: str) -> WeightFile | None:
         if cached is None:
             raise WeightsError(
                 f"no weights for backbone '{tag}' in {cache_folder('weights')}; nothing is downloaded unasked.\n"
-                f"Bring them with `threecad weights fetch {tag}` (needs internet) or `threecad weights import FILE`, or\n"
-                "choose method.weights=FILE, or --backbone embedded (comes with the installation)."
+                f"Bring them with `threecad weights fetch {tag}` (needs internet) or `threecad weights import FILE`,\n"
+                "or choose method.weights=FILE, or --backbone embedded (comes with the installation)."
             )
         return cached
     path = Path(weights).expanduser()
@@ -213,10 +212,10 @@ def _store(tag: str, tensors: Mapping[str, Tensor], source: str) -> WeightFile:
             file = Path(incoming) / "weights.safetensors"
             save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, file)
             sha256 = file_sha256(file)
-            os.replace(file, folder / f"{sha256}.safetensors")
+            file.replace(folder / f"{sha256}.safetensors")
             entry = Path(incoming) / "entry.json"
             entry.write_text(json.dumps({"sha256": sha256, "source": source}, indent=1), encoding="utf-8")
-            os.replace(entry, folder / f"{tag}.json")
+            entry.replace(folder / f"{tag}.json")
     except OSError as error:
         raise WeightsError(
             f"cannot write weights to {folder}: {error.strerror}; set THREECAD_CACHE to a writable folder"
