@@ -94,7 +94,8 @@ class RunFolder:
             RunError: there is something in it already.
         """
         if self.path.is_dir() and any(self.path.iterdir()):
-            inside = "an unfinished run; go on with --resume" if self.state_file.exists() else "files already"
+            unfinished = self.record_file.exists() and not self.read_record().finished
+            inside = "an unfinished run; go on with --resume" if unfinished else "files already"
             raise RunError(
                 f"expected a new or an empty folder for the run, found {self.path} with {inside},\n"
                 "or choose another --out"

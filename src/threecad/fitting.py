@@ -53,7 +53,7 @@ def resolve_settings(method: str, *layers: Mapping[str, Mapping[str, Any]]) -> S
         "paper": {"data": {"holdout": 0.0}},
         "quick": {"method": detector.quick.method, "training": detector.quick.training},
     }
-    return validate(merge(presets.get(preset, {}), asked), detector.Config)
+    return validate(merge(presets.get(str(preset), {}), asked), detector.Config)
 
 
 def build(method: str, **settings: Any) -> Detector:
@@ -115,12 +115,12 @@ def fit(
         if before.finished:
             say(f"{run.path} is finished already")
             return run.load_detector()[0]
+    size = resolved.method.image_size
+    images = _pixels(found.learnt, found, size, progress)  # before the folder is made: a broken image leaves none behind
     if fabric.is_global_zero and not (resume and run.record_file.exists()):
         run.create(record, resolved)
     fabric.barrier()
 
-    size = resolved.method.image_size
-    images = _pixels(found.learnt, found, size, progress)
     start = time.monotonic()
     detector = detector.to(fabric.device).to(memory_format=torch.channels_last)
     train(detector, images, textures, resolved.training, run, fabric, watch)

@@ -1,0 +1,88 @@
+"""The command line: one short file a command group, and no logic.
+
+Exit codes: 0 done · 1 some images failed, each listed · 2 something that the user can mend · 130 interrupted. Results
+go to standard output, everything else to standard error. What a command needs is imported when it runs, so that
+`--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from typing import Annotated, NoReturn
+
+import typer
+
+from threecad.cli import data, evaluate, fit, methods, weights
+from threecad.cli.terminal import is_quiet
+from threecad.errors import ThreeCADError
+
+UNWRAPPED = 10_000  # columns of a help text that goes into a file or another program
+
+app = typer.Typer(
+    name="threecad",
+    help="Find defects in industrial parts from pictures of good ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command()(fit.fit)
+app.command()(evaluate.evaluate)
+app.add_typer(data.app)
+app.command()(methods.methods)
+app.add_typer(weights.app)
+
+
+def main() -> NoReturn:
+    """Run the command that `sys.argv` asks for, and exit with its code."""
+    _hush()
+    code: int | str | None = 0
+    try:
+        context = {} if sys.stdout.isatty() else {"terminal_width": UNWRAPPED, "max_content_width": UNWRAPPED}
+        app(prog_name="threecad", **context)
+    except ThreeCADError as error:
+        code = 2
+        if not is_quiet():
+            print(f"threecad: {error}", file=sys.stderr)
+    except SystemExit as stop:
+        code = stop.code
+    except BrokenPipeError:
+        code = 1
+    sys.exit(_flushed(code))
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        import importlib.metadata
+
+        print(importlib.metadata.version("threecad"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    return
+
+
+def _hush() -> None:
+    """Silence what libraries say of themselves: every line that a command prints is its own."""
+    for chatter in ("rank_zero", "distributed"):
+        logging.getLogger(f"lightning_fabric.utilities.{chatter}").setLevel(logging.ERROR)
+    if not sys.warnoptions:  # -W and PYTHONWARNINGS show them again
+        warnings.simplefilter("ignore")
+
+
+def _flushed(code: int | str | None) -> int | str | None:
+    """`code`, after what was printed has reached its reader; a reader that has gone away is no reason to complain."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
