@@ -1,7 +1,9 @@
-"""Fixtures that several test files share: a tiny image set on disk."""
+"""Fixtures that several test files share: a tiny image set on disk, and a cache of one's own."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -48,3 +50,36 @@ def tree(tmp_path: Path) -> Path:
         save(category / "test" / "scratch" / f"{number:03d}.png", part)
         save(category / "ground_truth" / "scratch" / f"{number:03d}.png", mask)
     return root
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder for every test, so that none finds what another one left."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("THREECAD_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def converted_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `weights` folder of a cache with the embedded backbone in it, converted once a session."""
+    from threecad.nets.weights import find_weights
+    from threecad.settings import EMBEDDED_BACKBONE
+
+    root = tmp_path_factory.mktemp("converted")
+    before = os.environ.get("THREECAD_CACHE")
+    os.environ["THREECAD_CACHE"] = str(root)
+    try:
+        find_weights(EMBEDDED_BACKBONE, "embedded")
+    finally:
+        os.environ.pop("THREECAD_CACHE")
+        if before is not None:
+            os.environ["THREECAD_CACHE"] = before
+    return root / "weights"
+
+
+@pytest.fixture
+def embedded(cache: Path, converted_weights: Path) -> str:
+    """`"embedded"`, once the weights of that backbone lie in the test's cache."""
+    shutil.copytree(converted_weights, cache / "weights", copy_function=os.link)
+    return "embedded"
