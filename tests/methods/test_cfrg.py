@@ -1,0 +1,267 @@
+"""CFRG: every equation against a literal retyping, and what each ablation switch changes."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from threecad.detector import GradientPhase
+from threecad.methods.cfrg import (
+    CFRG,
+    Config,
+    Segmenter,
+    adapter,
+    distillation_loss,
+    recovery_loss,
+    segmentation_loss,
+)
+from threecad.records import Batch
+from threecad.synthesis.textures import ProceduralTextures
+
+GRIDS = (4, 2, 1)
+"""Sides of the three scales in the equations' tests."""
+
+
+def build(**changes: object) -> CFRG:
+    torch.manual_seed(0)
+    settings = Config.tiny().model_dump() | {"image_size": (64, 64)} | changes
+    return CFRG(Config(**settings)).eval()
+
+
+def pyramid(seed: int, count: int = 2) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(count, 3 + i, side, side, generator=generator) for i, side in enumerate(GRIDS)]
+
+
+def batch(seed: int = 0, size: int = 64) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    image, augmented = (torch.rand(2, 3, size, size, generator=generator) for _ in range(2))
+    mask = torch.zeros(2, 1, size, size)
+    mask[0, :, 8:24, 16:40] = 1
+    return Batch(image, torch.where(mask > 0, augmented, image), mask)
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a * b).sum() / np.sqrt((a * a).sum()) / np.sqrt((b * b).sum()))
+
+
+def distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Eq. 1, position by position: (B, C, H, W) twice -> (B, H, W)."""
+    count, _, height, width = one.shape
+    found = np.empty((count, height, width))
+    for b, y, x in itertools.product(range(count), range(height), range(width)):
+        found[b, y, x] = 1 - cosine(one[b, :, y, x], other[b, :, y, x])
+    return found
+
+
+def enlarged(grid: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear, corners on corners: (h, w) -> (height, width)."""
+    found = np.empty((height, width))
+    for y, x in itertools.product(range(height), range(width)):
+        v, u = y * (grid.shape[0] - 1) / (height - 1), x * (grid.shape[1] - 1) / (width - 1)
+        top, left = int(v), int(u)
+        bottom, right = min(top + 1, grid.shape[0] - 1), min(left + 1, grid.shape[1] - 1)
+        above = grid[top, left] * (1 - (u - left)) + grid[top, right] * (u - left)
+        below = grid[bottom, left] * (1 - (u - left)) + grid[bottom, right] * (u - left)
+        found[y, x] = above * (1 - (v - top)) + below * (v - top)
+    return found
+
+
+def numpy(features: list[Tensor]) -> list[np.ndarray]:
+    return [scale.detach().double().numpy() for scale in features]
+
+
+@pytest.mark.parametrize("push", [True, False])
+def test_equation_2_pulls_outside_the_mask_and_pushes_inside(push: bool) -> None:
+    teacher, student = pyramid(0), pyramid(1)
+    mask = (torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(2)) < 0.4).float()
+    expected = 0.0
+    for t, s in zip(numpy(teacher), numpy(student), strict=True):
+        of_scale = []
+        for b, grid in enumerate(distances(t, s)):
+            distance = enlarged(grid, 8, 8)
+            for y, x in itertools.product(range(8), range(8)):
+                g = mask[b, 0, y, x].item()
+                of_scale.append((1 - g) * distance[y, x] + (g * (1 - distance[y, x]) if push else 0))
+        expected += float(np.mean(of_scale))
+    assert distillation_loss(teacher, student, mask, push).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_recovery_loss_takes_one_cosine_an_image_over_all_values_of_a_scale() -> None:
+    normal, recovered = pyramid(0), pyramid(1)
+    expected = 0.0
+    for n, r in zip(numpy(normal), numpy(recovered), strict=True):
+        expected += np.mean([1 - cosine(n[b].ravel(), r[b].ravel()) for b in range(2)])
+    assert recovery_loss(normal, recovered).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_recovery_loss_can_take_one_cosine_a_position() -> None:
+    normal, recovered = pyramid(0), pyramid(1)
+    expected = sum(distances(n, r).mean() for n, r in zip(numpy(normal), numpy(recovered), strict=True))
+    assert recovery_loss(normal, recovered, flattened=False).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_equation_4_is_binary_cross_entropy_averaged_over_pixels() -> None:
+    logits = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    mask = (torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(1)) < 0.5).float()
+    expected = 0.0
+    for logit, g in zip(logits.flatten().tolist(), mask.flatten().tolist(), strict=True):
+        p = 1 / (1 + np.exp(-logit))
+        expected -= (g * np.log(p) + (1 - g) * np.log(1 - p)) / logits.numel()
+    assert segmentation_loss(logits, mask).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_equation_5_is_the_sum_of_three_terms_over_the_altered_and_the_normal_image() -> None:
+    detector, given = build(), batch()
+    with torch.no_grad():
+        terms = detector.losses(given)
+        look = detector._look(given.augmented)
+        normal = detector.teacher(given.image)
+    assert list(terms) == ["distillation", "recovery", "segmentation"]
+    assert terms["distillation"].item() == pytest.approx(
+        distillation_loss(look.teacher, look.student, given.mask).item()
+    )
+    assert terms["recovery"].item() == pytest.approx(recovery_loss(normal, look.recovered).item())
+    assert terms["segmentation"].item() == pytest.approx(segmentation_loss(look.logits, given.mask).item())
+
+
+def seen_by_segmenter(detector: CFRG, image: Tensor) -> list[Tensor]:
+    seen: list[list[Tensor]] = []
+    hook = detector.segmenter.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    with torch.no_grad():
+        detector(image)
+    hook.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("changes", [{}, {"guidance": False}, {"recovery": False}])
+def test_the_segmenter_sees_the_teachers_features_weighted_by_both_disagreements(changes: dict[str, bool]) -> None:
+    """in_t = (1 - w_d) F^{t_a}; in_s = (1 - w_r) in_t; without guidance or recovery in_s = in_t."""
+    detector, image = build(**changes), batch().augmented
+    with torch.no_grad():
+        look = detector._look(image)
+    for scale, found in enumerate(seen_by_segmenter(detector, image)):
+        t, s = (numpy(features)[scale] for features in (look.teacher, look.student))
+        expected = distances(t, s)[:, None] * t
+        if not changes:
+            expected = distances(t, numpy(look.recovered)[scale])[:, None] * expected
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("changes", [{}, {"segmentation": False}, {"recovery": False}])
+def test_the_map_is_the_distance_plus_the_mask_smoothed_and_the_score_its_maximum(changes: dict[str, bool]) -> None:
+    """With recovery 1 - cos(F^t, F^r), without it 1 - cos(F^t, F^s); the mask only where there is a segmenter."""
+    detector, image = build(**changes), batch().augmented
+    with torch.no_grad():
+        look = detector._look(image)
+        prediction = detector(image)
+    others = look.student if changes.get("recovery") is False else look.recovered
+    expected = np.zeros((2, 64, 64))
+    for t, o in zip(numpy(look.teacher), numpy(others), strict=True):
+        expected += [enlarged(grid, 64, 64) for grid in distances(t, o)]
+    if changes.get("segmentation", True):
+        expected += 1 / (1 + np.exp(-look.logits[:, 0].double().numpy()))
+    smooth = np.stack([gaussian_filter(anomaly_map, 4) for anomaly_map in expected])
+    np.testing.assert_allclose(prediction.anomaly_map[:, 0], smooth, atol=1e-4)
+    np.testing.assert_allclose(prediction.score, smooth.max(axis=(1, 2)), atol=1e-4)
+
+
+def test_wrc_drops_the_recovery_branch_and_its_loss() -> None:
+    detector = build(recovery=False)
+    assert detector.recovery is None
+    assert list(detector.losses(batch())) == ["distillation", "segmentation"]
+
+
+def test_ws_drops_the_segmenter_and_keeps_distillation_in_the_loss() -> None:
+    detector = build(segmentation=False)
+    assert detector.segmenter is None
+    assert list(detector.losses(batch())) == ["distillation", "recovery"]
+
+
+def test_wp_drops_the_push_from_the_distillation_loss_alone() -> None:
+    with torch.no_grad():
+        full, without = build().losses(batch()), build(push=False).losses(batch())
+    assert without["distillation"] < full["distillation"]
+    assert {name for name in full if not torch.equal(full[name], without[name])} == {"distillation"}
+
+
+def test_wc_still_trains_the_recovery_branch_and_has_it_in_the_map() -> None:
+    with torch.no_grad():
+        full, without = build().losses(batch()), build(guidance=False).losses(batch())
+    assert {name for name in full if not torch.equal(full[name], without[name])} == {"segmentation"}
+    detector = build(guidance=False)
+    detector.losses(batch())["segmentation"].backward()
+    assert all(parameter.grad is None for parameter in detector.recovery.parameters())
+
+
+def test_wh_takes_the_teachers_architecture_for_a_student_with_weights_of_its_own() -> None:
+    detector = build(student="teacher")
+    assert detector.student.pyramid.backbone == detector.teacher.backbone
+    names = {name for name, _ in detector.teacher.network.named_parameters()}
+    assert names == {name for name, _ in detector.student.pyramid.network.named_parameters()}
+    image = batch().image
+    assert not torch.equal(detector.student.pyramid(image)[0], detector.teacher(image)[0])
+    assert build().student.pyramid.backbone == Config.tiny().student
+
+
+def test_guidance_lets_gradients_through_the_weights_into_student_and_recovery() -> None:
+    detector = build()
+    detector.losses(batch())["segmentation"].backward()
+    for part in (detector.student, detector.recovery, detector.segmenter):
+        assert any(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in part.parameters())
+    assert all(parameter.grad is None for parameter in detector.teacher.parameters())
+
+
+def test_the_authors_code_divides_the_distillation_loss_by_three() -> None:
+    with torch.no_grad():
+        total = build().losses(batch())["distillation"]
+        mean = build(distillation_mean=True).losses(batch())["distillation"]
+    assert mean.item() == pytest.approx(total.item() / 3, rel=1e-6)
+
+
+def test_defaults_are_the_papers() -> None:
+    config = Config()
+    assert (config.backbone, config.student, config.image_size) == (
+        "wide_resnet50_2.tv_in1k",
+        "efficientnet_b0",
+        (256, 256),
+    )
+    assert (config.epochs, config.learning_rate, config.sigma_px) == (50, 5e-4, 4.0)
+    assert not config.calibrated
+    (phase,) = build().phases(ProceduralTextures())
+    assert isinstance(phase, GradientPhase)
+    (optimizer,) = phase.optimizers
+    assert type(optimizer) is torch.optim.AdamW
+    assert [phase.schedule(epoch / 50) for epoch in (39, 40, 44, 45)] == pytest.approx([1, 0.2, 0.2, 0.04])
+    assert phase.synthesizer.opacity == (0.2, 1.0) and phase.synthesizer.share == 1 and not phase.synthesizer.augment
+
+
+def test_the_authors_optimizer_is_adam_with_a_short_memory() -> None:
+    (phase,) = build(optimizer="adam").phases(ProceduralTextures())
+    (optimizer,) = phase.optimizers
+    assert type(optimizer) is torch.optim.Adam
+    assert optimizer.param_groups[0]["betas"] == (0.5, 0.999)
+
+
+def test_the_papers_parts_have_their_sizes() -> None:
+    with torch.device("meta"):
+        detector = CFRG(Config(weights="random"))
+        segmenter = Segmenter((256, 512, 1024))
+    count = sum(parameter.numel() for parameter in detector.recovery.bottleneck.parameters())
+    assert count == 58_885_120
+    assert sum(parameter.numel() for parameter in detector.recovery.decoder.parameters()) == 24_917_504
+    assert detector.student.pyramid.channels == [24, 40, 112]
+    assert [up.enlarge.out_channels for up in segmenter.up] == [512, 256, 128, 64]
+    assert [up.refine[0].in_channels for up in segmenter.up] == [512 + 512, 256 + 256, 128, 64]
+
+
+def test_adapters_end_without_a_relu_where_the_teachers_features_are_signed() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(2, 4, 5, 5)
+    assert (adapter(4, 6, signed=False)(features) >= 0).all()
+    assert (adapter(4, 6, signed=True)(features) < 0).any()
