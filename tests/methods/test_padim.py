@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from threecad.errors import SettingsError
-from threecad.methods.padim import PaDiM, covariance, mahalanobis, whitening
+from threecad.methods.padim import PaDiM
+from threecad.nets.gaussians import covariance, mahalanobis, whitening
 from threecad.records import Batch
 
 
@@ -49,9 +50,9 @@ def test_streamed_sums_give_the_mean_and_covariance_of_the_batch_formula(fitted)
     vectors = embeddings(detector, images).double().numpy()
     for position in (0, 100, 255):
         at = vectors[:, :, position]
-        np.testing.assert_allclose(detector.mean[position], at.mean(axis=0), rtol=1e-5)
+        np.testing.assert_allclose(detector.gaussians.mean[position], at.mean(axis=0), rtol=1e-5)
         sigma = np.cov(at, rowvar=False) + 0.01 * np.eye(12)
-        precision, factor = np.linalg.inv(sigma), detector.factor[position].double()
+        precision, factor = np.linalg.inv(sigma), detector.gaussians.factor[position].double()
         np.testing.assert_allclose(factor @ factor.T, precision, atol=1e-5 * precision.max())
 
 
@@ -86,8 +87,8 @@ def test_the_map_is_the_upsampled_and_smoothed_distance_and_the_score_its_maximu
     detector, images = fitted
     with torch.no_grad():
         prediction = detector(images[:2])
-        away = embeddings(detector, images[:2]).permute(2, 0, 1) - detector.mean.unsqueeze(1)
-        precision = detector.factor @ detector.factor.transpose(1, 2)
+        away = embeddings(detector, images[:2]).permute(2, 0, 1) - detector.gaussians.mean.unsqueeze(1)
+        precision = detector.gaussians.factor @ detector.gaussians.factor.transpose(1, 2)
         distance = torch.einsum("pbi,pij,pbj->bp", away, precision, away).sqrt().view(2, 1, 16, 16)
         smooth = detector.smooth(F.interpolate(distance, size=(64, 64), mode="bilinear", align_corners=False))
     torch.testing.assert_close(prediction.anomaly_map, smooth, rtol=1e-4, atol=1e-4)

@@ -29,8 +29,11 @@ Differences
       - AdamW, as the paper says; the code uses Adam with betas (0.5, 0.999) (`optimizer = "adam"`).
       - Image labels come from folders and P-PRO is pooled; the last epoch is kept.
     ours, off in the `paper` preset
-      - `calibrated`: after training, both parts of the map are standardised per position by their mean and spread on
-        good parts, so that a recovery branch that is not learnt to the end does not drown the segmentation.
+      - `calibrated`: 1 - cos of two unit vectors is half the squared length of their difference. After training, a look
+        at the good parts tells how that difference spreads at each position, and its whitened length takes the place of
+        its plain one. A recovery that is not learnt to the end leaves differences on good parts too; whitened, they no
+        longer drown the segmentation.
+      - `anomalies = "varied"`: thin lines, displaced parts and exposure beside foreign textures.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ from torch import Tensor, nn
 
 from threecad.detector import Detector, Epochs, GradientPhase, Phase, Preset, StatisticsPhase
 from threecad.methods import METHODS
+from threecad.nets.gaussians import PositionGaussians
 from threecad.nets.maps import GaussianBlur, cosine_distance, full_precision, upsample
 from threecad.nets.pyramid import Pyramid
 from threecad.nets.recovery import Recovery
@@ -52,9 +56,13 @@ from threecad.schedules import milestones
 from threecad.settings import BackboneConfig
 from threecad.synthesis import TextureSource
 from threecad.synthesis.blending import TextureSynthesizer
+from threecad.synthesis.varied import VariedSynthesizer
 
 FLOOR = 32
 """Least width of a segmenter stage."""
+
+CALIBRATED = 128
+"""Most channels of a scale that the calibration looks at."""
 
 
 class Config(BackboneConfig):
@@ -86,6 +94,9 @@ class Config(BackboneConfig):
     optimizer: Literal["adamw", "adam"] = "adamw"
     """The paper's AdamW, or the authors' code's Adam with betas (0.5, 0.999)."""
 
+    recovery_blocks: tuple[int, int, int] = (3, 4, 6)
+    """Residual blocks of the decoder's stages, coarse to fine."""
+
     learning_rate: float = 5e-4
     """Rate of the optimiser at the schedule's 1."""
 
@@ -95,8 +106,17 @@ class Config(BackboneConfig):
     sigma_px: float = 4.0
     """Spread of the Gaussian filter of the map, in pixels of the input."""
 
+    anomalies: Literal["texture", "varied"] = "texture"
+    """The paper's foreign textures in Perlin blobs, or thin lines, displaced parts and exposure too (ours)."""
+
     calibrated: bool = False
-    """Standardise the map's two parts per position by good parts (ours, not the paper's)."""
+    """Measure the recovery distance in units of its spread on good parts, position by position (ours)."""
+
+    ridge: float = 0.01
+    """Share of the mean variance that is added to every variance of the calibration."""
+
+    segmentation_weight: float = 1.0
+    """Weight of the segmented mask in the map."""
 
     @classmethod
     def tiny(cls) -> Config:
@@ -128,20 +148,30 @@ class CFRG(Detector):
         super().__init__(config)
         self.teacher = Pyramid(config.backbone, config.weights)
         self.student = Student(config, self.teacher)
-        self.recovery = Recovery(self.teacher.channels, self.teacher.signed) if config.recovery else None
+        self.recovery = (
+            Recovery(self.teacher.channels, self.teacher.signed, config.recovery_blocks) if config.recovery else None
+        )
         self.segmenter = Segmenter(self.teacher.channels) if config.segmentation else None
         self.smooth = GaussianBlur(config.sigma_px)
         height, width = config.image_size
-        if config.calibrated:
-            self.register_buffer("good_mean", torch.zeros(2, height, width))
-            self.register_buffer("good_spread", torch.ones(2, height, width))
+        self.calibration = nn.ModuleList(
+            PositionGaussians((height // stride) * (width // stride), len(range(0, channels, _thinning(channels))))
+            for channels, stride in zip(self.teacher.channels, self.teacher.strides, strict=True)
+            if config.calibrated
+        )
 
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = Σ_scales upsample(1 - cos(F^t, F^r)) + sigmoid(logits), smoothed; score = its maximum."""
-        parts = self._parts(image)
+        look = self._look(image)
+        others = look.recovered or look.student  # without recovery, the distillation distance takes its place
         if self.config.calibrated:
-            parts = (parts - self.good_mean) / self.good_spread
-        anomaly_map = self.smooth(parts.sum(dim=1, keepdim=True))
+            anomaly_map = self._calibrated_distance(look.teacher, others, image.shape[-2:])
+        else:
+            distances = [cosine_distance(t, o) for t, o in zip(look.teacher, others, strict=True)]
+            anomaly_map = torch.stack([upsample(distance, image.shape[-2:]) for distance in distances]).sum(dim=0)
+        if look.logits is not None:
+            anomaly_map = anomaly_map + self.config.segmentation_weight * look.logits.sigmoid()
+        anomaly_map = self.smooth(anomaly_map)
         return Prediction(anomaly_map, anomaly_map.amax(dim=(1, 2, 3)))
 
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
@@ -160,10 +190,12 @@ class CFRG(Detector):
             ],
             duration=Epochs(self.config.epochs),
             schedule=milestones((0.8, 0.9), 0.2),
-            synthesizer=TextureSynthesizer(textures),
+            synthesizer=TextureSynthesizer(textures)
+            if self.config.anomalies == "texture"
+            else VariedSynthesizer(textures),
         )
         if self.config.calibrated:
-            yield self._calibration()
+            yield self._calibrate()
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """L_all = L_dis + L_rec + L_bce (eq. 5)."""
@@ -191,37 +223,45 @@ class CFRG(Detector):
             weighted = [distance * w for distance, w in zip(distances, weighted, strict=True)]  # in_s = (1 - w_r) in_t
         return Look(teacher, student, recovered, self.segmenter(weighted).float())
 
-    def _parts(self, image: Tensor) -> Tensor:
-        """The map's two parts before they are added, (B, 2, H, W): distance of features, segmented mask."""
-        look = self._look(image)
-        others = look.recovered or look.student  # without recovery, the distillation distance takes its place
-        distances = [cosine_distance(t, o) for t, o in zip(look.teacher, others, strict=True)]
-        distance = torch.stack([upsample(d, image.shape[-2:]) for d in distances]).sum(dim=0)
-        mask = torch.zeros_like(distance) if look.logits is None else look.logits.sigmoid()
-        return torch.cat([distance, mask], dim=1)
+    def _calibrated_distance(self, teacher: Sequence[Tensor], others: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """sqrt(Σ_i M_i² / dimensions) - 1, (B, 1, H, W): about 0 on good parts, M_i being Mahalanobis at scale i."""
+        squares = []
+        for t, o, gaussians in zip(teacher, others, self.calibration, strict=True):
+            distance = gaussians(_differences(t, o)).view(-1, 1, *t.shape[-2:])
+            squares.append(upsample(distance.square(), size))
+        dimensions = sum(gaussians.mean.shape[1] for gaussians in self.calibration)
+        return (torch.stack(squares).sum(dim=0) / dimensions).sqrt() - 1
 
-    def _calibration(self) -> StatisticsPhase:
-        """Mean and spread of both parts at each position of good images."""
-        height, width = self.config.image_size
-        state = {
-            "count": torch.zeros((), dtype=torch.float64),
-            "sum": torch.zeros(2, height, width, dtype=torch.float64),
-            "square": torch.zeros(2, height, width, dtype=torch.float64),
-        }
+    def _calibrate(self) -> StatisticsPhase:
+        """One look at the good parts: how differences spread at each position of each scale."""
+        sums = [gaussians.empty_sums() for gaussians in self.calibration]
+        state = {f"{scale} {name}": tensor for scale, by_name in enumerate(sums) for name, tensor in by_name.items()}
+
+        def of_scale(scale: int) -> dict[str, Tensor]:
+            return {name: state[f"{scale} {name}"] for name in sums[scale]}
 
         def observe(batch: Batch) -> None:
-            parts = self._parts(batch.image).double()
-            state["count"] += len(parts)
-            state["sum"] += parts.sum(dim=0)
-            state["square"] += parts.square().sum(dim=0)
+            look = self._look(batch.image)
+            for scale, (t, o) in enumerate(zip(look.teacher, look.recovered or look.student, strict=True)):
+                self.calibration[scale].add(of_scale(scale), _differences(t, o))
 
         def conclude() -> None:
-            mean = state["sum"] / state["count"]
-            spread = (state["square"] / state["count"] - mean.square()).clamp_min(0).sqrt()
-            self.good_mean.copy_(mean)
-            self.good_spread.copy_(spread)
+            for scale, gaussians in enumerate(self.calibration):
+                gaussians.conclude(of_scale(scale), self.config.ridge, relative=True)
 
         return StatisticsPhase("calibration", state, observe, conclude)
+
+
+def _differences(features: Tensor, others: Tensor) -> Tensor:
+    """Differences (H·W, B, D) of two features' unit vectors, thinned out: |difference|² / 2 = 1 - cos."""
+    with full_precision(features):
+        difference = F.normalize(features.float(), dim=1) - F.normalize(others.float(), dim=1)
+        return difference[:, :: _thinning(features.shape[1])].flatten(2).permute(2, 0, 1)
+
+
+def _thinning(channels: int) -> int:
+    """Every how many channels one is calibrated: a covariance of 1,024 channels at each position would be 1 GB."""
+    return -(-channels // CALIBRATED)
 
 
 def distillation_loss(teacher: Sequence[Tensor], student: Sequence[Tensor], mask: Tensor, push: bool = True) -> Tensor:

@@ -11,7 +11,7 @@ How it works
        maximum is the score.
 
 Where each equation is
-    random choice `PaDiM._describe` · (1) Σ `covariance` · (2) M(x) `mahalanobis` with the factor from `whitening`
+    random choice `PaDiM._describe` · (1) Σ `nets.gaussians.covariance` · (2) M(x) `nets.gaussians.mahalanobis`
 
 Differences
     from the paper
@@ -36,13 +36,12 @@ from torch import Tensor
 from threecad.detector import Detector, Phase, Preset, StatisticsPhase
 from threecad.errors import SettingsError
 from threecad.methods import METHODS
-from threecad.nets.maps import GaussianBlur, full_precision, upsample
+from threecad.nets.gaussians import PositionGaussians
+from threecad.nets.maps import GaussianBlur, upsample
 from threecad.nets.pyramid import Pyramid
-from threecad.records import Batch, Prediction
+from threecad.records import Prediction
 from threecad.settings import BackboneConfig
 from threecad.synthesis import TextureSource
-
-POSITIONS_AT_ONCE = 512  # of the grid, in closed form: float64 copies of their covariances are what costs memory
 
 
 class PaDiMConfig(BackboneConfig):
@@ -77,8 +76,6 @@ class PaDiM(Detector):
     config: PaDiMConfig
 
     channels: Tensor  # (D,) which of the concatenated channels describe a position
-    mean: Tensor  # (P, D) μ at each of the P positions of the finest grid
-    factor: Tensor  # (P, D, D) W with W W^T = Σ^-1; the identity until fitted
 
     def __init__(self, config: PaDiMConfig) -> None:
         super().__init__(config)
@@ -90,38 +87,24 @@ class PaDiM(Detector):
             )
         self.smooth = GaussianBlur(config.sigma_px)
         self.height, self.width = (side // self.pyramid.strides[0] for side in config.image_size)
-        positions = self.height * self.width
         self.register_buffer("channels", torch.randperm(total)[:kept].sort().values)
-        self.register_buffer("mean", torch.zeros(positions, kept))
-        self.register_buffer("factor", torch.eye(kept).repeat(positions, 1, 1))
+        self.gaussians = PositionGaussians(self.height * self.width, kept)
 
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = M(x), upsampled and smoothed; score = its maximum."""
-        distance = mahalanobis(self._describe(image), self.mean, self.factor)
-        distance = distance.view(-1, 1, self.height, self.width)
+        distance = self.gaussians(self._describe(image)).view(-1, 1, self.height, self.width)
         anomaly_map = self.smooth(upsample(distance, image.shape[-2:], align_corners=False))
         return Prediction(anomaly_map, anomaly_map.amax(dim=(1, 2, 3)))
 
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
         """One look at the good images."""
-        positions, kept = self.mean.shape
-        shapes = {"count": (), "sum": (positions, kept), "product": (positions, kept, kept)}
-        state = {name: self.mean.new_zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
-
-        def observe(batch: Batch) -> None:
-            vectors = self._describe(batch.image).double()
-            state["count"] += vectors.shape[1]
-            state["sum"] += vectors.sum(dim=1)
-            state["product"].baddbmm_(vectors.transpose(1, 2), vectors)
-
-        def conclude() -> None:
-            mean = state["sum"] / state["count"]
-            self.mean.copy_(mean)
-            for part in torch.arange(positions, device=mean.device).split(POSITIONS_AT_ONCE):
-                sigma = covariance(state["product"][part], mean[part], state["count"], self.config.ridge)
-                self.factor[part] = whitening(sigma).float()
-
-        yield StatisticsPhase("gaussians", state, observe, conclude)
+        sums = self.gaussians.empty_sums()
+        yield StatisticsPhase(
+            "gaussians",
+            state=sums,
+            observe=lambda batch: self.gaussians.add(sums, self._describe(batch.image)),
+            conclude=lambda: self.gaussians.conclude(sums, self.config.ridge),
+        )
 
     def _describe(self, image: Tensor) -> Tensor:
         """Vectors (P, B, D) of the chosen channels at each position of the finest grid."""
@@ -145,29 +128,3 @@ class PaDiM(Detector):
             places = torch.where(here, first_row + inside * height * width + cell, places)
             first_row, first_channel = first_row + channels * height * width, first_channel + channels
         return places
-
-
-def covariance(product: Tensor, mean: Tensor, count: Tensor, ridge: float) -> Tensor:
-    """Σ = 1/(N-1) Σ_k (x_k - μ)(x_k - μ)^T + ε I (eq. 1) from sums, (P, D, D); ε I alone where N is 1.
-
-    Args:
-        product: Σ_k x_k x_k^T, (P, D, D) float64.
-        mean: μ, (P, D) float64.
-        count: N.
-    """
-    scatter = product - count * mean.unsqueeze(2) * mean.unsqueeze(1)
-    identity = torch.eye(mean.shape[1], dtype=mean.dtype, device=mean.device)
-    return scatter / (count - 1).clamp_min(1) + ridge * identity
-
-
-def whitening(sigma: Tensor) -> Tensor:
-    """W with W W^T = Σ^-1, upper triangular: the inverse of Σ's Cholesky factor, transposed. (P, D, D) -> (P, D, D)."""
-    identity = torch.eye(sigma.shape[-1], dtype=sigma.dtype, device=sigma.device).expand_as(sigma)
-    return torch.linalg.solve_triangular(torch.linalg.cholesky(sigma), identity, upper=False).transpose(1, 2)
-
-
-def mahalanobis(vectors: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
-    """M(x) = sqrt((x - μ)^T Σ^-1 (x - μ)) = |W^T (x - μ)| (eq. 2) of vectors (P, B, D), as (B, P)."""
-    with full_precision(vectors):
-        whitened = (vectors - mean.unsqueeze(1)) @ factor
-        return torch.linalg.vector_norm(whitened, dim=2).T

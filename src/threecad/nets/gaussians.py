@@ -1,0 +1,85 @@
+"""A Gaussian at each position: means and covariances from streaming sums, distances from a whitening factor.
+
+PaDiM describes good parts by it, CFRG calibrates its recovery with it. Sums of x and x x^T are additive over batches
+and processes and need the memory of one covariance a position, whatever the number of images.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from threecad.nets.maps import full_precision
+
+POSITIONS_AT_ONCE = 512  # in closed form: float64 copies of their covariances are what costs memory
+
+
+class PositionGaussians(nn.Module):
+    """Mean and whitening factor of vectors at each of P positions.
+
+    Attributes:
+        mean: μ, (P, D).
+        factor: W with W W^T = Σ^-1, (P, D, D); the identity until fitted.
+    """
+
+    mean: Tensor
+    factor: Tensor
+
+    def __init__(self, positions: int, dimensions: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(positions, dimensions))
+        self.register_buffer("factor", torch.eye(dimensions).repeat(positions, 1, 1))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Mahalanobis distances (B, P) of vectors (P, B, D)."""
+        return mahalanobis(vectors, self.mean, self.factor)
+
+    def empty_sums(self) -> dict[str, Tensor]:
+        """Sums of no vectors, float64."""
+        shapes = {"count": (), "sum": self.mean.shape, "product": self.factor.shape}
+        return {name: self.mean.new_zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+
+    @staticmethod
+    def add(sums: dict[str, Tensor], vectors: Tensor) -> None:
+        """Add vectors (P, B, D) to the sums, in place."""
+        vectors = vectors.double()
+        sums["count"] += vectors.shape[1]
+        sums["sum"] += vectors.sum(dim=1)
+        sums["product"].baddbmm_(vectors.transpose(1, 2), vectors)
+
+    def conclude(self, sums: dict[str, Tensor], ridge: float, relative: bool = False) -> None:
+        """Means and factors from sums; `ridge` on the diagonal of Σ, as such or as a share of the mean variance."""
+        mean = sums["sum"] / sums["count"]
+        self.mean.copy_(mean)
+        if relative:
+            variance = sums["product"].diagonal(dim1=1, dim2=2) / sums["count"] - mean.square()
+            ridge *= float(variance.mean().clamp_min(torch.finfo(torch.float32).tiny))
+        for part in torch.arange(len(mean), device=mean.device).split(POSITIONS_AT_ONCE):
+            sigma = covariance(sums["product"][part], mean[part], sums["count"], ridge)
+            self.factor[part] = whitening(sigma).float()
+
+
+def covariance(product: Tensor, mean: Tensor, count: Tensor, ridge: float) -> Tensor:
+    """Σ = 1/(N-1) Σ_k (x_k - μ)(x_k - μ)^T + ε I (PaDiM, eq. 1) from sums, (P, D, D); ε I alone where N is 1.
+
+    Args:
+        product: Σ_k x_k x_k^T, (P, D, D) float64.
+        mean: μ, (P, D) float64.
+        count: N.
+    """
+    scatter = product - count * mean.unsqueeze(2) * mean.unsqueeze(1)
+    identity = torch.eye(mean.shape[1], dtype=mean.dtype, device=mean.device)
+    return scatter / (count - 1).clamp_min(1) + ridge * identity
+
+
+def whitening(sigma: Tensor) -> Tensor:
+    """W with W W^T = Σ^-1, upper triangular: the inverse of Σ's Cholesky factor, transposed. (P, D, D) -> (P, D, D)."""
+    identity = torch.eye(sigma.shape[-1], dtype=sigma.dtype, device=sigma.device).expand_as(sigma)
+    return torch.linalg.solve_triangular(torch.linalg.cholesky(sigma), identity, upper=False).transpose(1, 2)
+
+
+def mahalanobis(vectors: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
+    """M(x) = sqrt((x - μ)^T Σ^-1 (x - μ)) = |W^T (x - μ)| (PaDiM, eq. 2) of vectors (P, B, D), as (B, P)."""
+    with full_precision(vectors):
+        whitened = (vectors - mean.unsqueeze(1)) @ factor
+        return torch.linalg.vector_norm(whitened, dim=2).T
