@@ -152,7 +152,12 @@ class RealNet(Detector):
 
     def _features(self, image: Tensor) -> list[Tensor]:
         """The kept features at each stride, [(B, C_i, H/s_i, W/s_i)]."""
-        return [select(features) for select, features in zip(self.selections, self.backbone(image), strict=True)]
+        return [select(features) for select, features in zip(self.selections, self._backbone(image), strict=True)]
+
+    def _backbone(self, image: Tensor) -> list[Tensor]:
+        """Features at each stride before AFS. In bf16 their squared differences would rank other channels first."""
+        with full_precision(image):
+            return self.backbone(image)
 
     def _reconstruct(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Features of the same shapes as they would be of a normal image, float32."""
@@ -174,7 +179,7 @@ class RealNet(Detector):
         }
 
         def observe(batch: Batch) -> None:
-            both = zip(state, self.backbone(batch.image), self.backbone(batch.augmented), strict=True)
+            both = zip(state, self._backbone(batch.image), self._backbone(batch.augmented), strict=True)
             for stride, normal, altered in both:
                 state[stride] += selection_error(normal, altered, batch.mask)
 
