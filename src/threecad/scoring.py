@@ -14,6 +14,19 @@ from threecad.errors import DataError, RunError
 from threecad.methods import METHODS
 from threecad.metrics.evaluate import Seen, evaluate, with_mean
 
+TITLES = {
+    "i_auroc": "I-AUROC",
+    "p_auroc": "P-AUROC",
+    "p_pro": "P-PRO",
+    "p_pro_per_image": "P-PRO per image",
+    "p_ap": "P-AP",
+    "i_ap": "I-AP",
+    "p_f1_max": "P-F1",
+    "i_f1_max": "I-F1",
+    "fpr_at_95_tpr": "FPR at 95 % TPR",
+}
+"""Names of the metrics in tables for people."""
+
 
 def score_run(
     run: Path,

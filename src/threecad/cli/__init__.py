@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from threecad.cli import data, evaluate, fit, methods, weights
+from threecad.cli import data, demo, evaluate, fit, methods, predict, weights
 from threecad.cli.terminal import is_quiet
 from threecad.errors import ThreeCADError
 
@@ -29,8 +29,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.command()(demo.demo)
 app.command()(fit.fit)
 app.command()(evaluate.evaluate)
+app.command()(predict.predict)
 app.add_typer(data.app)
 app.command()(methods.methods)
 app.add_typer(weights.app)

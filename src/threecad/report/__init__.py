@@ -1,0 +1,1 @@
+"""Pictures of what was found, and the page that shows them."""
