@@ -45,7 +45,7 @@ class MethodConfig(Frozen):
     @classmethod
     def _positive(cls, value: tuple[int, int]) -> tuple[int, int]:
         if min(value) < 32 or max(value) > 4096:
-            raise ValueError(f"expected a height and a width between 32 and 4096 px, found {value[0]}×{value[1]}")
+            raise ValueError("expected a height and a width between 32 and 4096 px")
         height, width = (-(-side // cls.grid) * cls.grid for side in value)
         if (height, width) != value:
             raise ValueError(f"expected multiples of {cls.grid} px; the next size is {height}×{width}")
