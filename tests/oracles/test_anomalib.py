@@ -53,10 +53,12 @@ def test_padim_fits_the_same_gaussians_and_draws_the_same_map() -> None:
         theirs.fit()
         found, expected = ours(new), theirs.eval()(normalised(ours, new))
 
-    torch.testing.assert_close(ours.mean, theirs.gaussian.mean.T, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.gaussians.mean, theirs.gaussian.mean.T, rtol=1e-4, atol=1e-5)
     precision = theirs.gaussian.inv_covariance
     close = 1e-3 * precision.abs().amax()  # theirs is summed and inverted in float32
-    torch.testing.assert_close(ours.factor @ ours.factor.transpose(1, 2), precision, rtol=0, atol=close)
+    torch.testing.assert_close(
+        ours.gaussians.factor @ ours.gaussians.factor.transpose(1, 2), precision, rtol=0, atol=close
+    )
     torch.testing.assert_close(inner(found.anomaly_map), inner(expected.anomaly_map), rtol=1e-3, atol=1e-3)
 
 
