@@ -65,6 +65,7 @@ class RunRecord:
     duration_s: float = 0.0
     finished: bool = False
     detector_sha256: str | None = None
+    hardware: str = field(default_factory=lambda: hardware())
     version: str = field(default_factory=lambda: importlib.metadata.version("threecad"))
     libraries: dict[str, str] = field(
         default_factory=lambda: (
@@ -72,6 +73,19 @@ class RunRecord:
         )
     )
     format: int = FORMAT
+
+
+def hardware() -> str:
+    """The accelerator's name, else the processor's, with its cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass  # not Linux, or a processor that does not say
+    return f"{name}, {os.cpu_count()} cores"
 
 
 class RunFolder:

@@ -116,7 +116,9 @@ def fit(
             say(f"{run.path} is finished already")
             return run.load_detector()[0]
     size = resolved.method.image_size
-    images = _pixels(found.learnt, found, size, progress)  # before the folder is made: a broken image leaves none behind
+    images = _pixels(
+        found.learnt, found, size, progress
+    )  # before the folder is made: a broken image leaves none behind
     if fabric.is_global_zero and not (resume and run.record_file.exists()):
         run.create(record, resolved)
     fabric.barrier()

@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from threecad.cli import data, demo, evaluate, fit, methods, predict, weights
+from threecad.cli import benchmark, data, demo, evaluate, fit, methods, predict, weights
 from threecad.cli.terminal import is_quiet
 from threecad.errors import ThreeCADError
 
@@ -34,6 +34,8 @@ app.command()(fit.fit)
 app.command()(evaluate.evaluate)
 app.command()(predict.predict)
 app.add_typer(data.app)
+app.command()(benchmark.benchmark)
+app.command()(benchmark.tables)
 app.command()(methods.methods)
 app.add_typer(weights.app)
 

@@ -88,13 +88,13 @@ def counting(shown: Progress, title: str) -> Callable[[int, int], None]:
     return lambda done, total: shown.show(title, done, total)
 
 
-def watching(shown: Progress) -> Callable[[StepReport], None]:
-    """A callback that shows the steps of each phase with its loss terms and rate."""
+def watching(shown: Progress, job: str = "") -> Callable[[StepReport], None]:
+    """A callback that shows the steps of each phase with its loss terms and rate; `job` goes before the phase."""
 
     def watch(report: StepReport) -> None:
         terms = [f"{name} {value:.3g}" for name, value in report.terms.items()]
         rate = [f"rate {report.rate:.1e}"] if report.rate is not None else []
-        shown.show(report.phase, report.step, report.steps, "  ".join([*terms, *rate]))
+        shown.show(f"{job} {report.phase}".strip(), report.step, report.steps, "  ".join([*terms, *rate]))
 
     return watch
 

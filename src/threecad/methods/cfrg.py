@@ -39,7 +39,7 @@ Differences
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,7 @@ CALIBRATED = 128
 """Most channels of a scale that the calibration looks at."""
 
 
-class Config(BackboneConfig):
+class CFRGConfig(BackboneConfig):
     """CFRG's settings; `backbone` is the teacher. The defaults are the paper's."""
 
     grid = 32
@@ -119,8 +119,8 @@ class Config(BackboneConfig):
     """Weight of the segmented mask in the map."""
 
     @classmethod
-    def tiny(cls) -> Config:
-        return cls(backbone="resnet10t.c3_in1k", student="efficientnet_lite0", weights="random", image_size=128)
+    def tiny(cls) -> CFRGConfig:
+        return cls(backbone="resnet10t.c3_in1k", student="efficientnet_lite0", weights="random", image_size=(128, 128))
 
 
 class Look(NamedTuple):
@@ -136,15 +136,15 @@ class CFRG(Detector):
     """Coarse-to-fine detection with recovery guidance (3CAD, "Method")."""
 
     paper = METHODS.paper("cfrg")
-    Config = Config
+    Config = CFRGConfig
     batch = 32
     quick = Preset(
         method={"calibrated": True, "learning_rate": 1e-3},
         training={"steps": 400, "batch": 8, "schedule": "one_cycle"},
     )
-    config: Config
+    config: CFRGConfig
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: CFRGConfig) -> None:
         super().__init__(config)
         self.teacher = Pyramid(config.backbone, config.weights)
         self.student = Student(config, self.teacher)
@@ -153,22 +153,17 @@ class CFRG(Detector):
         )
         self.segmenter = Segmenter(self.teacher.channels) if config.segmentation else None
         self.smooth = GaussianBlur(config.sigma_px)
-        height, width = config.image_size
-        self.calibration = nn.ModuleList(
-            PositionGaussians((height // stride) * (width // stride), len(range(0, channels, _thinning(channels))))
-            for channels, stride in zip(self.teacher.channels, self.teacher.strides, strict=True)
-            if config.calibrated
-        )
+        self.calibration = Calibration(self.teacher, config.image_size) if config.calibrated else None
 
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = Σ_scales upsample(1 - cos(F^t, F^r)) + sigmoid(logits), smoothed; score = its maximum."""
         look = self._look(image)
         others = look.recovered or look.student  # without recovery, the distillation distance takes its place
-        if self.config.calibrated:
-            anomaly_map = self._calibrated_distance(look.teacher, others, image.shape[-2:])
-        else:
+        if self.calibration is None:
             distances = [cosine_distance(t, o) for t, o in zip(look.teacher, others, strict=True)]
             anomaly_map = torch.stack([upsample(distance, image.shape[-2:]) for distance in distances]).sum(dim=0)
+        else:
+            anomaly_map = self.calibration(look.teacher, others, image.shape[-2:])
         if look.logits is not None:
             anomaly_map = anomaly_map + self.config.segmentation_weight * look.logits.sigmoid()
         anomaly_map = self.smooth(anomaly_map)
@@ -194,8 +189,8 @@ class CFRG(Detector):
             if self.config.anomalies == "texture"
             else VariedSynthesizer(textures),
         )
-        if self.config.calibrated:
-            yield self._calibrate()
+        if self.calibration is not None:
+            yield self._calibrate(self.calibration)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """L_all = L_dis + L_rec + L_bce (eq. 5)."""
@@ -223,45 +218,15 @@ class CFRG(Detector):
             weighted = [distance * w for distance, w in zip(distances, weighted, strict=True)]  # in_s = (1 - w_r) in_t
         return Look(teacher, student, recovered, self.segmenter(weighted).float())
 
-    def _calibrated_distance(self, teacher: Sequence[Tensor], others: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """sqrt(Σ_i M_i² / dimensions) - 1, (B, 1, H, W): about 0 on good parts, M_i being Mahalanobis at scale i."""
-        squares = []
-        for t, o, gaussians in zip(teacher, others, self.calibration, strict=True):
-            distance = gaussians(_differences(t, o)).view(-1, 1, *t.shape[-2:])
-            squares.append(upsample(distance.square(), size))
-        dimensions = sum(gaussians.mean.shape[1] for gaussians in self.calibration)
-        return (torch.stack(squares).sum(dim=0) / dimensions).sqrt() - 1
-
-    def _calibrate(self) -> StatisticsPhase:
+    def _calibrate(self, calibration: Calibration) -> StatisticsPhase:
         """One look at the good parts: how differences spread at each position of each scale."""
-        sums = [gaussians.empty_sums() for gaussians in self.calibration]
-        state = {f"{scale} {name}": tensor for scale, by_name in enumerate(sums) for name, tensor in by_name.items()}
-
-        def of_scale(scale: int) -> dict[str, Tensor]:
-            return {name: state[f"{scale} {name}"] for name in sums[scale]}
+        sums = calibration.empty_sums()
 
         def observe(batch: Batch) -> None:
             look = self._look(batch.image)
-            for scale, (t, o) in enumerate(zip(look.teacher, look.recovered or look.student, strict=True)):
-                self.calibration[scale].add(of_scale(scale), _differences(t, o))
+            calibration.add(sums, look.teacher, look.recovered or look.student)
 
-        def conclude() -> None:
-            for scale, gaussians in enumerate(self.calibration):
-                gaussians.conclude(of_scale(scale), self.config.ridge, relative=True)
-
-        return StatisticsPhase("calibration", state, observe, conclude)
-
-
-def _differences(features: Tensor, others: Tensor) -> Tensor:
-    """Differences (H·W, B, D) of two features' unit vectors, thinned out: |difference|² / 2 = 1 - cos."""
-    with full_precision(features):
-        difference = F.normalize(features.float(), dim=1) - F.normalize(others.float(), dim=1)
-        return difference[:, :: _thinning(features.shape[1])].flatten(2).permute(2, 0, 1)
-
-
-def _thinning(channels: int) -> int:
-    """Every how many channels one is calibrated: a covariance of 1,024 channels at each position would be 1 GB."""
-    return -(-channels // CALIBRATED)
+        return StatisticsPhase("calibration", sums, observe, lambda: calibration.conclude(sums, self.config.ridge))
 
 
 def distillation_loss(teacher: Sequence[Tensor], student: Sequence[Tensor], mask: Tensor, push: bool = True) -> Tensor:
@@ -295,10 +260,68 @@ def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, mask)
 
 
+class Calibration(nn.Module):
+    """Recovery distances in units of their spread on good parts (ours, not the paper's).
+
+    1 - cos of two unit vectors is half the squared length of their difference. Here that difference is whitened by its
+    mean and covariance at each position of each scale before its length is taken.
+    """
+
+    def __init__(self, teacher: Pyramid, image_size: Sequence[int]) -> None:
+        super().__init__()
+        height, width = image_size
+        self.scales = nn.ModuleList(
+            PositionGaussians((height // stride) * (width // stride), len(range(0, channels, _thinning(channels))))
+            for channels, stride in zip(teacher.channels, teacher.strides, strict=True)
+        )
+
+    def forward(self, features: Sequence[Tensor], others: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """sqrt(Σ_i M_i² / dimensions) - 1, (B, 1, H, W): about 0 on good parts; M_i is Mahalanobis at scale i."""
+        squares, dimensions = [], 0
+        for f, o, gaussians in zip(features, others, self._gaussians(), strict=True):
+            distance = gaussians(_differences(f, o)).view(-1, 1, *f.shape[-2:])
+            squares.append(upsample(distance.square(), size))
+            dimensions += gaussians.mean.shape[1]
+        return (torch.stack(squares).sum(dim=0) / dimensions).sqrt() - 1
+
+    def empty_sums(self) -> dict[str, Tensor]:
+        """Sums of all scales over no images, by "scale name"."""
+        return {f"{i} {name}": t for i, scale in enumerate(self._gaussians()) for name, t in scale.empty_sums().items()}
+
+    def add(self, sums: dict[str, Tensor], features: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+        """Add a batch's differences to the sums, in place."""
+        for i, (f, o) in enumerate(zip(features, others, strict=True)):
+            PositionGaussians.add(_of_scale(sums, i), _differences(f, o))
+
+    def conclude(self, sums: dict[str, Tensor], ridge: float) -> None:
+        """Means and whitening factors from the sums."""
+        for i, scale in enumerate(self._gaussians()):
+            scale.conclude(_of_scale(sums, i), ridge, relative=True)
+
+    def _gaussians(self) -> list[PositionGaussians]:
+        return cast("list[PositionGaussians]", list(self.scales))
+
+
+def _of_scale(sums: dict[str, Tensor], scale: int) -> dict[str, Tensor]:
+    return {name.partition(" ")[2]: tensor for name, tensor in sums.items() if name.startswith(f"{scale} ")}
+
+
+def _differences(features: Tensor, others: Tensor) -> Tensor:
+    """Differences (H·W, B, D) of two features' unit vectors, thinned out: |difference|² / 2 = 1 - cos."""
+    with full_precision(features):
+        difference = F.normalize(features.float(), dim=1) - F.normalize(others.float(), dim=1)
+        return difference[:, :: _thinning(features.shape[1])].flatten(2).permute(2, 0, 1)
+
+
+def _thinning(channels: int) -> int:
+    """Every how many channels one is calibrated: a covariance of 1,024 channels at each position would be 1 GB."""
+    return -(-channels // CALIBRATED)
+
+
 class Student(nn.Module):
     """Another architecture's pyramid, learnt from random weights, with an adapter a scale to the teacher's channels."""
 
-    def __init__(self, config: Config, teacher: Pyramid) -> None:
+    def __init__(self, config: CFRGConfig, teacher: Pyramid) -> None:
         super().__init__()
         architecture = config.backbone if config.student == "teacher" else config.student
         self.pyramid = Pyramid(architecture, "random", teacher.strides, trainable=True)

@@ -94,6 +94,7 @@ def evaluate(
         "evaluation_size": list(size),
         "precision": record.precision,
         "threads": record.threads,
+        "hardware": record.hardware,
         "texture_source": record.texture_source,
         "selection": "last",
         "duration_s": record.duration_s,

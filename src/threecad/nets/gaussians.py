@@ -6,6 +6,8 @@ and processes and need the memory of one covariance a position, whatever the num
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -40,14 +42,14 @@ class PositionGaussians(nn.Module):
         return {name: self.mean.new_zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
 
     @staticmethod
-    def add(sums: dict[str, Tensor], vectors: Tensor) -> None:
+    def add(sums: Mapping[str, Tensor], vectors: Tensor) -> None:
         """Add vectors (P, B, D) to the sums, in place."""
         vectors = vectors.double()
         sums["count"] += vectors.shape[1]
         sums["sum"] += vectors.sum(dim=1)
         sums["product"].baddbmm_(vectors.transpose(1, 2), vectors)
 
-    def conclude(self, sums: dict[str, Tensor], ridge: float, relative: bool = False) -> None:
+    def conclude(self, sums: Mapping[str, Tensor], ridge: float, relative: bool = False) -> None:
         """Means and factors from sums; `ridge` on the diagonal of Σ, as such or as a share of the mean variance."""
         mean = sums["sum"] / sums["count"]
         self.mean.copy_(mean)

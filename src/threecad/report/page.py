@@ -129,7 +129,8 @@ def threshold(parts: Sequence[Part], good_scores: Sequence[float]) -> Threshold:
     scores, labels = _scores_and_labels(parts)
     candidates = np.unique(scores)
     f1 = [2 * (labels & (scores >= c)).sum() / (labels.sum() + (scores >= c).sum()) for c in candidates]
-    return Threshold(float(candidates[int(np.argmax(f1))]), "the largest F1 on these very parts: no honest choice")
+    best = np.nextafter(candidates[int(np.argmax(f1))], -np.inf)  # rejected is what lies above
+    return Threshold(float(best), "the largest F1 on these very parts: no honest choice")
 
 
 def choose(parts: Sequence[Part], limit: float, most: int = MOST_PARTS) -> list[Part]:

@@ -1,0 +1,1 @@
+"""Many methods on many categories with many seeds: a plan, its runs, and the tables they give."""
