@@ -38,7 +38,11 @@ def save(path: Path, pixels: np.ndarray) -> Path:
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A data root with one category `plate`: 12 train/good, 4 test/good, 4 test/scratch with masks, 48×64 px."""
-    root = tmp_path / "data"
+    return plant(tmp_path / "data")
+
+
+def plant(root: Path) -> Path:
+    """Write the data root of `tree`."""
     category = root / "plate"
     for number in range(12):
         save(category / "train" / "good" / f"{number:03d}.png", plate(number))
@@ -50,6 +54,20 @@ def tree(tmp_path: Path) -> Path:
         save(category / "test" / "scratch" / f"{number:03d}.png", part)
         save(category / "ground_truth" / "scratch" / f"{number:03d}.png", mask)
     return root
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a tiny PaDiM, fitted on `plate` of `tree` with a quarter of the good parts kept aside."""
+    from threecad.fitting import fit
+
+    root = tmp_path_factory.mktemp("fitted")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("THREECAD_CACHE", str(root / "cache"))
+        method = {"backbone": "resnet10t.c3_in1k", "weights": "random", "image_size": 64, "features": 12}
+        settings = {"method": method, "data": {"holdout": 0.25}, "training": {"precision": "float32"}}
+        fit("padim", plant(root / "data"), root / "run", settings=settings)
+    return root / "run"
 
 
 @pytest.fixture(autouse=True)

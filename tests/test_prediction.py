@@ -1,0 +1,163 @@
+"""Maps, overlays and predictions.csv: at the images' own sizes, at their own places, whatever else is broken."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import plate, save
+from threecad.checkpoint import RunFolder
+from threecad.errors import DataError, RunError
+from threecad.images import read_image
+from threecad.inference import at_size, good_share
+from threecad.prediction import COLUMNS, gather, predict_files
+from threecad.training import to_tensor
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Path:
+    """A folder of five images of different sizes, two of them in a folder below."""
+    folder = tmp_path / "parts"
+    for number, name in enumerate(("a.png", "b.png", "night/c.png", "night/deep/d.png")):
+        save(folder / name, np.tile(plate(number), (1 + number, 2, 1)))
+    save(folder / "grey.tif", plate(9)[..., 0])
+    return folder
+
+
+def test_maps_and_overlays_have_the_size_and_the_place_of_their_images(
+    parts: Path, tmp_path: Path, fitted: Path
+) -> None:
+    out = tmp_path / "out"
+    summary = predict_files(fitted, [parts], out)
+    assert summary.count == 5 and summary.errors == []
+    rows = rows_of(out / "predictions.csv")
+    assert list(rows[0]) == list(COLUMNS)
+    assert [row["image"] for row in rows] == [
+        str(parts / name) for name in ("a.png", "b.png", "grey.tif", "night/c.png", "night/deep/d.png")
+    ]
+    assert (rows[4]["map"], rows[4]["overlay"]) == ("maps/night/deep/d.tiff", "overlays/night/deep/d.png")
+    for row in rows:
+        with Image.open(row["image"]) as image, Image.open(out / row["map"]) as found:
+            assert (found.mode, found.size) == ("F", image.size)
+        with Image.open(out / row["overlay"]) as shown, Image.open(row["image"]) as image:
+            assert (shown.mode, shown.size) == ("RGB", image.size)
+
+
+def test_score_map_and_good_share_are_those_of_the_detector(parts: Path, tmp_path: Path, fitted: Path) -> None:
+    out = tmp_path / "out"
+    predict_files(fitted, [parts], out)
+    detector, record = RunFolder(fitted).load_detector()
+    for row in rows_of(out / "predictions.csv"):
+        pixels = read_image(Path(row["image"]), (64, 64))
+        prediction = detector(to_tensor(pixels[None], "cpu"))
+        own_size = read_image(Path(row["image"])).shape[:2]
+        with Image.open(out / row["map"]) as found:
+            expected = at_size(prediction.anomaly_map[0, 0].detach().numpy(), own_size)
+            np.testing.assert_allclose(np.array(found), expected, rtol=1e-3)
+        assert float(row["score"]) == pytest.approx(float(prediction.score), rel=1e-3)
+        assert float(row["good_share"]) == good_share(float(row["score"]), record.good_scores)
+
+
+def test_broken_images_get_a_row_with_the_reason_and_stop_nobody(parts: Path, tmp_path: Path, fitted: Path) -> None:
+    (parts / "b.png").write_bytes((parts / "b.png").read_bytes()[:500])
+    (parts / "night" / "note.png").write_text("not a picture")
+    out = tmp_path / "out"
+    done: list[tuple[int, int]] = []
+    summary = predict_files(fitted, [parts], out, lambda *counts: done.append(counts))
+    rows = rows_of(out / "predictions.csv")
+    broken = [row for row in rows if row["error"]]
+    assert [Path(row["image"]).name for row in broken] == ["b.png", "note.png"]
+    assert all(row["score"] == row["good_share"] == row["map"] == row["overlay"] == "" for row in broken)
+    assert summary.errors == [row["error"] for row in broken]
+    assert str(parts / "b.png") in summary.errors[0]
+    assert len(list((out / "maps").rglob("*.tiff"))) == len(list((out / "overlays").rglob("*.png"))) == 4
+    assert done[-1] == (6, 6)
+
+
+def test_an_image_that_goes_away_midway_is_one_broken_image(parts: Path, tmp_path: Path, fitted: Path) -> None:
+    def remove(done: int, total: int) -> None:
+        for path in parts.rglob("*.png"):
+            path.unlink()
+
+    for number in range(40):
+        save(parts / f"m{number:02}.png", plate(number))
+    summary = predict_files(fitted, [parts], tmp_path / "out", remove)
+    assert summary.count == 45
+    assert 0 < len(summary.errors) < 45
+    assert all("no such file" in error for error in summary.errors)
+
+
+def test_all_images_broken_is_a_table_of_reasons(tmp_path: Path, fitted: Path) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"")
+    summary = predict_files(fitted, [folder], tmp_path / "out")
+    assert len(summary.errors) == summary.count == 1
+    assert not (tmp_path / "out" / "maps").exists()
+
+
+def test_a_second_run_does_not_look_at_the_results_of_the_first(parts: Path, fitted: Path) -> None:
+    before = predict_files(fitted, [parts], parts)
+    again = predict_files(fitted, [parts], parts)
+    assert again.count == before.count == 5
+
+
+def test_without_scores_of_good_parts_good_share_is_empty(parts: Path, tmp_path: Path, fitted: Path) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(fitted, run)
+    folder = RunFolder(run)
+    record = folder.read_record()
+    record.good_scores = []
+    folder.write_record(record)
+    summary = predict_files(run, [parts / "a.png"], tmp_path / "out")
+    (row,) = rows_of(tmp_path / "out" / "predictions.csv")
+    assert (row["good_share"], row["map"]) == ("", "maps/a.tiff")
+    assert not summary.has_good_share
+
+
+def test_folders_are_walked_in_order_without_hidden_files_and_linked_folders(tmp_path: Path) -> None:
+    for name in ("b/2.png", "b/1.JPG", "a.bmp", ".hidden/x.png", ".y.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "in" / "notes.txt").touch()
+    (tmp_path / "in" / "b" / "loop").symlink_to(tmp_path / "in")
+    assert [image.place for image in gather([tmp_path / "in"], tmp_path / "out")] == ["a.bmp", "b/1.JPG", "b/2.png"]
+
+
+def test_two_images_of_one_place_are_an_error_naming_both(tmp_path: Path) -> None:
+    for name in ("left/1.png", "right/1.bmp"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match="place '1'") as caught:
+        gather([tmp_path / "left", tmp_path / "right"], tmp_path / "out")
+    assert str(tmp_path / "left" / "1.png") in str(caught.value)
+    assert str(tmp_path / "right" / "1.bmp") in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_an_error_naming_it(parts: Path, tmp_path: Path, fitted: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir(mode=0o555)
+    with pytest.raises(RunError, match="writable"):
+        predict_files(fitted, [parts], out)
+
+
+def test_a_file_in_the_way_of_the_results_is_an_error_naming_it(parts: Path, tmp_path: Path, fitted: Path) -> None:
+    out = tmp_path / "out"
+    out.write_text("in the way")
+    with pytest.raises(RunError, match=str(out)):
+        predict_files(fitted, [parts], out)
+    assert out.read_text() == "in the way"
