@@ -40,7 +40,7 @@ from threecad.methods import METHODS
 from threecad.nets.maps import cosine_distance, full_precision, upsample
 from threecad.nets.pyramid import Pyramid
 from threecad.records import Batch, Prediction
-from threecad.settings import BackboneConfig
+from threecad.settings import EMBEDDED_BACKBONE, BackboneConfig
 from threecad.synthesis import TextureSource
 from threecad.synthesis.blending import TextureSynthesizer
 
@@ -99,7 +99,10 @@ class DeSTSeg(Detector):
     paper = METHODS.paper("destseg")
     Config = DeSTSegConfig
     batch = 32
-    quick = Preset(training={"steps": 300, "batch": 8, "schedule": "one_cycle"})
+    quick = Preset(
+        method={"student": EMBEDDED_BACKBONE, "width": 32},
+        training={"steps": 300, "batch": 8, "schedule": "one_cycle"},
+    )
     config: DeSTSegConfig
 
     def __init__(self, config: DeSTSegConfig) -> None:

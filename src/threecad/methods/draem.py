@@ -81,11 +81,12 @@ class DRAEM(Detector):
     batch = 8
     quick = Preset(
         method={
+            "image_size": 128,
             "reconstruction_widths": (16, 32, 64, 128, 128),
             "discriminator_widths": (16, 32, 64, 128, 128, 128),
             "learning_rate": 2e-3,
         },
-        training={"steps": 300, "batch": 4, "schedule": "one_cycle"},
+        training={"steps": 300, "batch": 8, "schedule": "one_cycle"},
     )
     config: DRAEMConfig
 

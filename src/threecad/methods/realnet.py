@@ -99,7 +99,7 @@ class RealNet(Detector):
     batch = 16
     quick = Preset(
         method={"width_ratio": 0.125, "learning_rate": 1e-3},
-        training={"steps": 300, "batch": 8, "schedule": "one_cycle"},
+        training={"steps": 200, "batch": 8, "schedule": "one_cycle"},
     )
     config: RealNetConfig
 

@@ -119,7 +119,7 @@ class UniAD(Detector):
     Config = UniADConfig
     scope = "dataset"
     batch = 64
-    quick = Preset(method={"learning_rate": 1e-3}, training={"steps": 600, "batch": 8, "schedule": "one_cycle"})
+    quick = Preset(method={"learning_rate": 1e-3}, training={"steps": 250, "batch": 8, "schedule": "one_cycle"})
     config: UniADConfig
 
     def __init__(self, config: UniADConfig) -> None:
