@@ -212,18 +212,27 @@ class _Hashes:
     """Content hashes by path, size and times, in a database that several processes may use."""
 
     def __enter__(self) -> _Hashes:
-        folder = cache_folder("pixels")
+        file = cache_folder("pixels") / "hashes.sqlite"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.database = sqlite3.connect(folder / "hashes.sqlite", timeout=60)
-            self.database.execute("CREATE TABLE IF NOT EXISTS hashes (path TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT)")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._open(file)
+            except (sqlite3.DatabaseError, ValueError) as error:
+                if isinstance(error, sqlite3.OperationalError):
+                    raise
+                file.unlink()  # damaged, or another version's: it is only a memory
+                self._open(file)
         except (OSError, sqlite3.Error) as error:
             raise DataError(
-                f"cannot use the cache {folder}: {error}; set THREECAD_CACHE to a writable folder"
+                f"cannot use the cache {file.parent}: {error}; set THREECAD_CACHE to a writable folder"
             ) from None
-        self.known = {path: (stamp, sha256) for path, stamp, sha256 in self.database.execute("SELECT * FROM hashes")}
         self.new: list[tuple[str, str, str]] = []
         return self
+
+    def _open(self, file: Path) -> None:
+        self.database = sqlite3.connect(file, timeout=60)
+        self.database.execute("CREATE TABLE IF NOT EXISTS hashes (path TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT)")
+        self.known = {path: (stamp, sha256) for path, stamp, sha256 in self.database.execute("SELECT * FROM hashes")}
 
     def of(self, path: Path) -> str:
         try:
