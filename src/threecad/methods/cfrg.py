@@ -31,9 +31,8 @@ Differences
     ours, off in the `paper` preset
       - `calibrated`: 1 - cos of two unit vectors is half the squared length of their difference. After training, a look
         at the good parts tells how that difference spreads at each position, and its whitened length takes the place of
-        its plain one. A recovery that is not learnt to the end leaves differences on good parts too; whitened, they no
-        longer drown the segmentation.
-      - `anomalies = "varied"`: thin lines, displaced parts and exposure beside foreign textures.
+        its plain one (`Calibration`). A recovery that is not learnt to the end leaves differences on good parts too;
+        whitened, they no longer drown the segmentation, which then weights the distance instead of being added to it.
 """
 
 from __future__ import annotations
@@ -56,10 +55,12 @@ from threecad.schedules import milestones
 from threecad.settings import BackboneConfig
 from threecad.synthesis import TextureSource
 from threecad.synthesis.blending import TextureSynthesizer
-from threecad.synthesis.varied import VariedSynthesizer
 
 FLOOR = 32
 """Least width of a segmenter stage."""
+
+MAP_FLOOR, SCORE_WEIGHT = 0.3, 0.5
+"""The calibrated map's share where nothing is segmented, and the mask's weight in the calibrated score."""
 
 CALIBRATED = 128
 """Most channels of a scale that the calibration looks at."""
@@ -106,17 +107,11 @@ class CFRGConfig(BackboneConfig):
     sigma_px: float = 4.0
     """Spread of the Gaussian filter of the map, in pixels of the input."""
 
-    anomalies: Literal["texture", "varied"] = "texture"
-    """The paper's foreign textures in Perlin blobs, or thin lines, displaced parts and exposure too (ours)."""
-
     calibrated: bool = False
     """Measure the recovery distance in units of its spread on good parts, position by position (ours)."""
 
     ridge: float = 0.01
     """Share of the mean variance that is added to every variance of the calibration."""
-
-    segmentation_weight: float = 1.0
-    """Weight of the segmented mask in the map."""
 
     @classmethod
     def tiny(cls) -> CFRGConfig:
@@ -139,8 +134,8 @@ class CFRG(Detector):
     Config = CFRGConfig
     batch = 32
     quick = Preset(
-        method={"calibrated": True, "learning_rate": 1e-3},
-        training={"steps": 400, "batch": 8, "schedule": "one_cycle"},
+        method={"calibrated": True, "student": "resnet18", "recovery_blocks": (2, 2, 2), "learning_rate": 1e-3},
+        training={"steps": 300, "batch": 8, "schedule": "one_cycle"},
     )
     config: CFRGConfig
 
@@ -153,20 +148,18 @@ class CFRG(Detector):
         )
         self.segmenter = Segmenter(self.teacher.channels) if config.segmentation else None
         self.smooth = GaussianBlur(config.sigma_px)
-        self.calibration = Calibration(self.teacher, config.image_size) if config.calibrated else None
+        self.calibration = Calibration(self.teacher, self.smooth, config.image_size) if config.calibrated else None
 
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = Σ_scales upsample(1 - cos(F^t, F^r)) + sigmoid(logits), smoothed; score = its maximum."""
         look = self._look(image)
         others = look.recovered or look.student  # without recovery, the distillation distance takes its place
-        if self.calibration is None:
-            distances = [cosine_distance(t, o) for t, o in zip(look.teacher, others, strict=True)]
-            anomaly_map = torch.stack([upsample(distance, image.shape[-2:]) for distance in distances]).sum(dim=0)
-        else:
-            anomaly_map = self.calibration(look.teacher, others, image.shape[-2:])
-        if look.logits is not None:
-            anomaly_map = anomaly_map + self.config.segmentation_weight * look.logits.sigmoid()
-        anomaly_map = self.smooth(anomaly_map)
+        size = image.shape[-2:]
+        mask = image.new_zeros(len(image), 1, *size) if look.logits is None else look.logits.sigmoid()
+        if self.calibration is not None:
+            return self.calibration(look.teacher, others, mask)
+        distances = [upsample(cosine_distance(t, o), size) for t, o in zip(look.teacher, others, strict=True)]
+        anomaly_map = self.smooth(torch.stack(distances).sum(dim=0) + mask)
         return Prediction(anomaly_map, anomaly_map.amax(dim=(1, 2, 3)))
 
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
@@ -185,9 +178,7 @@ class CFRG(Detector):
             ],
             duration=Epochs(self.config.epochs),
             schedule=milestones((0.8, 0.9), 0.2),
-            synthesizer=TextureSynthesizer(textures)
-            if self.config.anomalies == "texture"
-            else VariedSynthesizer(textures),
+            synthesizer=TextureSynthesizer(textures),
         )
         if self.calibration is not None:
             yield self._calibrate(self.calibration)
@@ -264,25 +255,34 @@ class Calibration(nn.Module):
     """Recovery distances in units of their spread on good parts (ours, not the paper's).
 
     1 - cos of two unit vectors is half the squared length of their difference. Here that difference is whitened by its
-    mean and covariance at each position of each scale before its length is taken.
+    mean and covariance at each position of each scale before its length M_i is taken; M_i² is about C_i on good parts.
     """
 
-    def __init__(self, teacher: Pyramid, image_size: Sequence[int]) -> None:
+    def __init__(self, teacher: Pyramid, smooth: GaussianBlur, image_size: Sequence[int]) -> None:
         super().__init__()
+        self.smooth = smooth
         height, width = image_size
         self.scales = nn.ModuleList(
             PositionGaussians((height // stride) * (width // stride), len(range(0, channels, _thinning(channels))))
             for channels, stride in zip(teacher.channels, teacher.strides, strict=True)
         )
 
-    def forward(self, features: Sequence[Tensor], others: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """sqrt(Σ_i M_i² / dimensions) - 1, (B, 1, H, W): about 0 on good parts; M_i is Mahalanobis at scale i."""
-        squares, dimensions = [], 0
+    def forward(self, features: Sequence[Tensor], others: Sequence[Tensor], mask: Tensor) -> Prediction:
+        """Map sqrt(Σ_i M_i² / Σ_i C_i) · (0.3 + mask), score max(M_3 / sqrt(C_3) + 0.5 · mask), both smoothed.
+
+        The map wants the sharp edges of mask and fine scales, the score the scale that tells parts apart best.
+
+        Args:
+            mask: the segmented mask, (B, 1, H, W) in [0, 1].
+        """
+        squares, dimensions = [], []
         for f, o, gaussians in zip(features, others, self._gaussians(), strict=True):
-            distance = gaussians(_differences(f, o)).view(-1, 1, *f.shape[-2:])
-            squares.append(upsample(distance.square(), size))
-            dimensions += gaussians.mean.shape[1]
-        return (torch.stack(squares).sum(dim=0) / dimensions).sqrt() - 1
+            squares.append(upsample(gaussians(_differences(f, o)).view(-1, 1, *f.shape[-2:]).square(), mask.shape[-2:]))
+            dimensions.append(gaussians.mean.shape[1])
+        distance = (torch.stack(squares).sum(dim=0) / sum(dimensions)).sqrt()
+        coarse = (squares[-1] / dimensions[-1]).sqrt()
+        anomaly_map = self.smooth(distance * (MAP_FLOOR + mask))
+        return Prediction(anomaly_map, self.smooth(coarse + SCORE_WEIGHT * mask).amax(dim=(1, 2, 3)))
 
     def empty_sums(self) -> dict[str, Tensor]:
         """Sums of all scales over no images, by "scale name"."""
