@@ -90,8 +90,14 @@ class SimpleNet(Detector):
     Config = SimpleNetConfig
     batch = 8
     quick = Preset(
-        method={"standardised": True, "noise": 0.3},
-        training={"steps": 400, "batch": 8, "schedule": "one_cycle"},
+        method={
+            "image_size": (256, 256),
+            "standardised": True,
+            "noise": 0.3,
+            "adaptor_rate": 5e-4,
+            "discriminator_rate": 1e-3,
+        },
+        training={"steps": 250, "batch": 2, "schedule": "one_cycle"},
     )
     config: SimpleNetConfig
 
