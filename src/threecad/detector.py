@@ -20,11 +20,15 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import _register_namedtuple
 
 from threecad.records import Batch, Paper, Prediction
 from threecad.schedules import Schedule, constant
 from threecad.settings import MethodConfig
 from threecad.synthesis import Synthesizer, TextureSource
+
+# So that exported programs can be saved; PyTorch's public registration takes dataclasses only.
+_register_namedtuple(Prediction, serialized_type_name="threecad.records.Prediction")
 
 Scope = Literal["category", "dataset"]
 

@@ -13,13 +13,15 @@ from torch import Tensor
 from threecad.detector import GradientPhase
 from threecad.methods.cfrg import (
     CFRG,
-    Config,
+    CFRGConfig,
     Segmenter,
     adapter,
     distillation_loss,
     recovery_loss,
     segmentation_loss,
 )
+from threecad.nets.gaussians import PositionGaussians
+from threecad.nets.maps import upsample
 from threecad.records import Batch
 from threecad.synthesis.textures import ProceduralTextures
 
@@ -29,8 +31,8 @@ GRIDS = (4, 2, 1)
 
 def build(**changes: object) -> CFRG:
     torch.manual_seed(0)
-    settings = Config.tiny().model_dump() | {"image_size": (64, 64)} | changes
-    return CFRG(Config(**settings)).eval()
+    settings = CFRGConfig.tiny().model_dump() | {"image_size": (64, 64)} | changes
+    return CFRG(CFRGConfig(**settings)).eval()
 
 
 def pyramid(seed: int, count: int = 2) -> list[Tensor]:
@@ -206,7 +208,7 @@ def test_wh_takes_the_teachers_architecture_for_a_student_with_weights_of_its_ow
     assert names == {name for name, _ in detector.student.pyramid.network.named_parameters()}
     image = batch().image
     assert not torch.equal(detector.student.pyramid(image)[0], detector.teacher(image)[0])
-    assert build().student.pyramid.backbone == Config.tiny().student
+    assert build().student.pyramid.backbone == CFRGConfig.tiny().student
 
 
 def test_guidance_lets_gradients_through_the_weights_into_student_and_recovery() -> None:
@@ -225,7 +227,7 @@ def test_the_authors_code_divides_the_distillation_loss_by_three() -> None:
 
 
 def test_defaults_are_the_papers() -> None:
-    config = Config()
+    config = CFRGConfig()
     assert (config.backbone, config.student, config.image_size) == (
         "wide_resnet50_2.tv_in1k",
         "efficientnet_b0",
@@ -250,7 +252,7 @@ def test_the_authors_optimizer_is_adam_with_a_short_memory() -> None:
 
 def test_the_papers_parts_have_their_sizes() -> None:
     with torch.device("meta"):
-        detector = CFRG(Config(weights="random"))
+        detector = CFRG(CFRGConfig(weights="random"))
         segmenter = Segmenter((256, 512, 1024))
     count = sum(parameter.numel() for parameter in detector.recovery.bottleneck.parameters())
     assert count == 58_885_120
@@ -265,3 +267,42 @@ def test_adapters_end_without_a_relu_where_the_teachers_features_are_signed() ->
     features = torch.randn(2, 4, 5, 5)
     assert (adapter(4, 6, signed=False)(features) >= 0).all()
     assert (adapter(4, 6, signed=True)(features) < 0).any()
+
+
+def test_calibration_is_a_whitened_length_of_the_difference_of_unit_vectors() -> None:
+    torch.manual_seed(0)
+    detector = build(calibrated=True)
+    calibration = detector.calibration
+    teacher = [torch.randn(40, channels, 2, 2) for channels in (5, 6)]
+    others = [features + 0.3 * torch.randn_like(features) for features in teacher]
+    calibration.scales = torch.nn.ModuleList(PositionGaussians(4, channels) for channels in (5, 6))
+    sums = calibration.empty_sums()
+    for part in range(0, 40, 8):
+        calibration.add(sums, [t[part : part + 8] for t in teacher], [o[part : part + 8] for o in others])
+    calibration.conclude(sums, ridge=1e-9)
+    found = calibration(teacher, others, torch.zeros(40, 1, 64, 64)).score
+
+    coarse = np.zeros((40, 2, 2))
+    difference = torch.nn.functional.normalize(teacher[1], dim=1) - torch.nn.functional.normalize(others[1], dim=1)
+    for y in range(2):
+        for x in range(2):
+            vectors = difference[:, :, y, x].double().numpy()
+            centred = vectors - vectors.mean(axis=0)
+            precision = np.linalg.inv(np.cov(vectors, rowvar=False))
+            coarse[:, y, x] = np.einsum("ni,ij,nj->n", centred, precision, centred) / 6
+    expected = calibration.smooth(upsample(torch.tensor(coarse[:, None], dtype=torch.float32), (64, 64)).sqrt())
+    torch.testing.assert_close(found, expected.amax(dim=(1, 2, 3)), rtol=1e-3, atol=1e-3)
+
+
+def test_a_calibrated_map_is_raised_where_something_is_segmented() -> None:
+    detector = build(calibrated=True)
+    features = [
+        torch.randn(1, scale.mean.shape[1], side, side)
+        for scale, side in zip(detector.calibration.scales, (16, 8, 4), strict=True)
+    ]
+    others = [feature + 0.1 for feature in features]
+    nothing, everything = torch.zeros(1, 1, 64, 64), torch.ones(1, 1, 64, 64)
+    plain = detector.calibration(features, others, nothing)
+    raised = detector.calibration(features, others, everything)
+    torch.testing.assert_close(raised.anomaly_map, plain.anomaly_map * 1.3 / 0.3)
+    torch.testing.assert_close(raised.score, plain.score + 0.5)

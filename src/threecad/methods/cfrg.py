@@ -29,16 +29,16 @@ Differences
       - AdamW, as the paper says; the code uses Adam with betas (0.5, 0.999) (`optimizer = "adam"`).
       - Image labels come from folders and P-PRO is pooled; the last epoch is kept.
     ours, off in the `paper` preset
-      - `calibrated`: 1 - cos of two unit vectors is half the squared length of their difference. After training, a look
-        at the good parts tells how that difference spreads at each position, and its whitened length takes the place of
-        its plain one (`Calibration`). A recovery that is not learnt to the end leaves differences on good parts too;
-        whitened, they no longer drown the segmentation, which then weights the distance instead of being added to it.
+      - `calibrated`: after training, a look at the good parts tells how teacher and recovered features differ at each
+        position, and differences are measured in units of that (`nets.calibration`). A recovery that is not learnt to
+        the end leaves differences on good parts too; so measured, they no longer drown the segmentation, which then
+        weights the distance instead of being added to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,8 @@ from torch import Tensor, nn
 
 from threecad.detector import Detector, Epochs, GradientPhase, Phase, Preset, StatisticsPhase
 from threecad.methods import METHODS
-from threecad.nets.gaussians import PositionGaussians
+from threecad.nets.calibration import Calibration
+from threecad.nets.distillation import cosine_map, flattened_cosine_loss
 from threecad.nets.maps import GaussianBlur, cosine_distance, full_precision, upsample
 from threecad.nets.pyramid import Pyramid
 from threecad.nets.recovery import Recovery
@@ -58,12 +59,6 @@ from threecad.synthesis.blending import TextureSynthesizer
 
 FLOOR = 32
 """Least width of a segmenter stage."""
-
-MAP_FLOOR, SCORE_WEIGHT = 0.3, 0.5
-"""The calibrated map's share where nothing is segmented, and the mask's weight in the calibrated score."""
-
-CALIBRATED = 128
-"""Most channels of a scale that the calibration looks at."""
 
 
 class CFRGConfig(BackboneConfig):
@@ -158,8 +153,7 @@ class CFRG(Detector):
         mask = image.new_zeros(len(image), 1, *size) if look.logits is None else look.logits.sigmoid()
         if self.calibration is not None:
             return self.calibration(look.teacher, others, mask)
-        distances = [upsample(cosine_distance(t, o), size) for t, o in zip(look.teacher, others, strict=True)]
-        anomaly_map = self.smooth(torch.stack(distances).sum(dim=0) + mask)
+        anomaly_map = self.smooth(cosine_map(look.teacher, others, size) + mask)
         return Prediction(anomaly_map, anomaly_map.amax(dim=(1, 2, 3)))
 
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
@@ -238,84 +232,14 @@ def distillation_loss(teacher: Sequence[Tensor], student: Sequence[Tensor], mask
 
 def recovery_loss(normal: Sequence[Tensor], recovered: Sequence[Tensor], flattened: bool = True) -> Tensor:
     """L_rec = Σ_i mean(1 - cos(F_i^{t_n}, F_i^r)): one cosine per image over C·H·W, or one a position."""
-    total = normal[0].new_zeros(())
-    for n, r in zip(normal, recovered, strict=True):
-        r = r.float()
-        cosine = F.cosine_similarity(n.flatten(1), r.flatten(1)) if flattened else F.cosine_similarity(n, r)
-        total = total + (1 - cosine).mean()
-    return total
+    if flattened:
+        return flattened_cosine_loss(normal, recovered)
+    return torch.stack([cosine_distance(n, r).mean() for n, r in zip(normal, recovered, strict=True)]).sum()
 
 
 def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
     """L_bce, the binary cross-entropy of sigmoid(logits) with G (eq. 4), mean over pixels."""
     return F.binary_cross_entropy_with_logits(logits, mask)
-
-
-class Calibration(nn.Module):
-    """Recovery distances in units of their spread on good parts (ours, not the paper's).
-
-    1 - cos of two unit vectors is half the squared length of their difference. Here that difference is whitened by its
-    mean and covariance at each position of each scale before its length M_i is taken; M_i² is about C_i on good parts.
-    """
-
-    def __init__(self, teacher: Pyramid, smooth: GaussianBlur, image_size: Sequence[int]) -> None:
-        super().__init__()
-        self.smooth = smooth
-        height, width = image_size
-        self.scales = nn.ModuleList(
-            PositionGaussians((height // stride) * (width // stride), len(range(0, channels, _thinning(channels))))
-            for channels, stride in zip(teacher.channels, teacher.strides, strict=True)
-        )
-
-    def forward(self, features: Sequence[Tensor], others: Sequence[Tensor], mask: Tensor) -> Prediction:
-        """Map sqrt(Σ_i M_i² / Σ_i C_i) · (0.3 + mask), score max(M_3 / sqrt(C_3) + 0.5 · mask), both smoothed.
-
-        The map wants the sharp edges of mask and fine scales, the score the scale that tells parts apart best.
-
-        Args:
-            mask: the segmented mask, (B, 1, H, W) in [0, 1].
-        """
-        squares, dimensions = [], []
-        for f, o, gaussians in zip(features, others, self._gaussians(), strict=True):
-            squares.append(upsample(gaussians(_differences(f, o)).view(-1, 1, *f.shape[-2:]).square(), mask.shape[-2:]))
-            dimensions.append(gaussians.mean.shape[1])
-        distance = (torch.stack(squares).sum(dim=0) / sum(dimensions)).sqrt()
-        coarse = (squares[-1] / dimensions[-1]).sqrt()
-        anomaly_map = self.smooth(distance * (MAP_FLOOR + mask))
-        return Prediction(anomaly_map, self.smooth(coarse + SCORE_WEIGHT * mask).amax(dim=(1, 2, 3)))
-
-    def empty_sums(self) -> dict[str, Tensor]:
-        """Sums of all scales over no images, by "scale name"."""
-        return {f"{i} {name}": t for i, scale in enumerate(self._gaussians()) for name, t in scale.empty_sums().items()}
-
-    def add(self, sums: dict[str, Tensor], features: Sequence[Tensor], others: Sequence[Tensor]) -> None:
-        """Add a batch's differences to the sums, in place."""
-        for i, (f, o) in enumerate(zip(features, others, strict=True)):
-            PositionGaussians.add(_of_scale(sums, i), _differences(f, o))
-
-    def conclude(self, sums: dict[str, Tensor], ridge: float) -> None:
-        """Means and whitening factors from the sums."""
-        for i, scale in enumerate(self._gaussians()):
-            scale.conclude(_of_scale(sums, i), ridge, relative=True)
-
-    def _gaussians(self) -> list[PositionGaussians]:
-        return cast("list[PositionGaussians]", list(self.scales))
-
-
-def _of_scale(sums: dict[str, Tensor], scale: int) -> dict[str, Tensor]:
-    return {name.partition(" ")[2]: tensor for name, tensor in sums.items() if name.startswith(f"{scale} ")}
-
-
-def _differences(features: Tensor, others: Tensor) -> Tensor:
-    """Differences (H·W, B, D) of two features' unit vectors, thinned out: |difference|² / 2 = 1 - cos."""
-    with full_precision(features):
-        difference = F.normalize(features.float(), dim=1) - F.normalize(others.float(), dim=1)
-        return difference[:, :: _thinning(features.shape[1])].flatten(2).permute(2, 0, 1)
-
-
-def _thinning(channels: int) -> int:
-    """Every how many channels one is calibrated: a covariance of 1,024 channels at each position would be 1 GB."""
-    return -(-channels // CALIBRATED)
 
 
 class Student(nn.Module):

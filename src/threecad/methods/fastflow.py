@@ -184,7 +184,7 @@ class Flow(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """z (B, C, H, W) of features (B, C, H, W), and log |det ∂z/∂features| (B,)."""
-        log_det = features.new_zeros(len(features))
+        log_det = features.new_zeros(features.shape[0])
         for step in self.steps:
             (features,), change = step((features,))
             log_det = log_det + change

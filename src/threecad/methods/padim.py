@@ -111,7 +111,7 @@ class PaDiM(Detector):
         features = self.pyramid(image)
         rows = torch.cat([scale.flatten(1).T for scale in features])  # all scales' values, one row each: (V, B)
         vectors = rows.index_select(0, self._places().flatten())
-        return vectors.view(-1, len(self.channels), len(image)).transpose(1, 2)
+        return vectors.view(-1, len(self.channels), image.shape[0]).transpose(1, 2)
 
     def _places(self) -> Tensor:
         """Row (P, D) at which each position finds each chosen channel; nearest neighbour on the coarser grids."""
