@@ -36,12 +36,17 @@ def predict(
         precision: `float32`, `bf16`, or `auto` for bf16 where the machine has it natively.
     """
     device = best_device()
-    detector = detector.to(device).to(memory_format=torch.channels_last).eval()
+    detector = prepare(detector, device)
     for pixels in _batches(images, batch):
         prediction = predict_batch(detector, pixels, precision, device)
         maps, scores = prediction.anomaly_map.float().cpu().numpy(), prediction.score.float().cpu().numpy()
         for anomaly_map, score in zip(maps[:, 0], scores, strict=True):
             yield Found(anomaly_map, float(score))
+
+
+def prepare(detector: Detector, device: torch.device) -> Detector:
+    """The detector as it predicts fastest on `device`: in eval mode, channels last."""
+    return detector.to(device).to(memory_format=torch.channels_last).eval()
 
 
 def predict_batch(detector: Detector, pixels: np.ndarray, precision: str, device: torch.device) -> Prediction:
