@@ -27,7 +27,7 @@ PAPER: dict[str, object] = {"weights": "random"}
 EMBEDDED: dict[str, object] = {
     "backbone": "tf_efficientnet_lite0.in1k",
     "weights": "random",
-    **{name: value for name, value in CFRG.quick.method.items()},
+    **CFRG.quick.method,
 }
 CPU = torch.device("cpu")
 
@@ -45,7 +45,7 @@ def main() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
     print(
-        f"CFRG, batch {arguments.batch} at {shape[1]}×{shape[2]} px, {arguments.threads} threads, fast side {precision}\n"
+        f"CFRG, batch {arguments.batch} at {shape[1]}×{shape[2]}, {arguments.threads} threads, shipped: {precision}\n"
     )
     print("| what | backbone | float32 eager, s | as shipped, s | times faster |")
     print("|---|---|---|---|---|")
