@@ -7,9 +7,7 @@ state of a random generator has to be saved, and a run that was killed goes on w
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import math
 import random
 import signal
@@ -18,20 +16,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from threecad.checkpoint import RunFolder, load_own, own_tensors, read_about, save_tensors, writing
+from threecad.checkpoint import RunFolder, load_own, own_tensors
 from threecad.data.loading import Rows
 from threecad.detector import Detector, Epochs, GradientPhase, Phase, StatisticsPhase, Steps
 from threecad.errors import RunError
 from threecad.records import Batch
+from threecad.resuming import MetricsLog, SavedState, optimizer_tensors
 from threecad.schedules import Schedule, one_cycle
 from threecad.settings import TrainingSettings
 from threecad.synthesis import TextureSource
@@ -118,8 +115,8 @@ class _Loop:
 
     def run_phases(self, asked: Callable[[], bool]) -> None:
         """Every phase in order; those before the saved one are replayed without running."""
-        saved = _SavedState.read(self.run.state_file)
-        log = _MetricsLog(self.run.metrics_file, saved.log_bytes if saved else 0, enabled=self.fabric.is_global_zero)
+        saved = SavedState.read(self.run.state_file)
+        log = MetricsLog(self.run.metrics_file, saved.log_bytes if saved else 0, enabled=self.fabric.is_global_zero)
         if saved:
             load_own(self.detector, saved.model, self.run.state_file)
         with log:
@@ -133,7 +130,7 @@ class _Loop:
                     self._observe(index, phase, log, asked)
 
     def _descend(
-        self, index: int, phase: GradientPhase, resume: _SavedState | None, log: _MetricsLog, asked: Callable[[], bool]
+        self, index: int, phase: GradientPhase, resume: SavedState | None, log: MetricsLog, asked: Callable[[], bool]
     ) -> None:
         """A gradient phase: one optimiser step after another."""
         steps, schedule = self.plan[index], self._schedule(phase)
@@ -166,7 +163,7 @@ class _Loop:
         if index + 1 < len(self.plan):
             self._save(index + 1, 0, (), log)
 
-    def _observe(self, index: int, phase: StatisticsPhase, log: _MetricsLog, asked: Callable[[], bool]) -> None:
+    def _observe(self, index: int, phase: StatisticsPhase, log: MetricsLog, asked: Callable[[], bool]) -> None:
         """A statistics phase: additive sums over all images, joined over processes, then its closed form."""
         state = phase.state
         for name in state:
@@ -222,7 +219,7 @@ class _Loop:
         phase: int,
         step: int,
         optimizers: Sequence[torch.optim.Optimizer],
-        log: _MetricsLog,
+        log: MetricsLog,
         asked: Callable[[], bool],
     ) -> None:
         """Save every `checkpoint_s`, but never so often that saving costs more than a twentieth of the time."""
@@ -239,10 +236,12 @@ class _Loop:
             return asked()
         return bool(self.fabric.all_reduce(torch.tensor(float(asked())), reduce_op="sum"))
 
-    def _save(self, phase: int, step: int, optimizers: Sequence[torch.optim.Optimizer], log: _MetricsLog) -> None:
+    def _save(self, phase: int, step: int, optimizers: Sequence[torch.optim.Optimizer], log: MetricsLog) -> None:
         start = time.monotonic()
         if self.fabric.is_global_zero:
-            saved = _SavedState(phase, step, log.flush(), own_tensors(self.detector), [_tensors(o) for o in optimizers])
+            saved = SavedState(
+                phase, step, log.flush(), own_tensors(self.detector), [optimizer_tensors(o) for o in optimizers]
+            )
             saved.write(self.run.state_file)
         self.saved_at = time.monotonic()
         self.save_cost_s = self.saved_at - start
@@ -261,93 +260,6 @@ class _Losses(nn.Module):
     def train(self, mode: bool = True) -> _Losses:
         """Modes were set for the phase and stay."""
         return self
-
-
-@dataclass(frozen=True)
-class _SavedState:
-    """Everything that a resumed fit needs beyond its settings: weights, optimisers, and where it was."""
-
-    phase: int
-    step: int
-    log_bytes: int
-    model: Mapping[str, Tensor]
-    optimizers: Sequence[Mapping[str, Tensor]]  # state tensors by "parameter/name"
-
-    @classmethod
-    def read(cls, file: Path) -> _SavedState | None:
-        if not file.exists():
-            return None
-        tensors, about = read_about(file)
-        try:
-            place = json.loads(about["place"])
-            optimizers: list[dict[str, Tensor]] = [{} for _ in range(place["optimizers"])]
-            model = {}
-            for name, tensor in tensors.items():
-                room, _, rest = name.partition("/")
-                if room == "model":
-                    model[rest] = tensor
-                else:
-                    optimizers[int(room)][rest] = tensor
-            return cls(place["phase"], place["step"], place["log_bytes"], model, optimizers)
-        except (KeyError, ValueError, IndexError) as error:
-            raise RunError(f"{file} is no saved state of a fit ({error}); fit anew into another folder") from None
-
-    def write(self, file: Path) -> None:
-        tensors = {f"model/{name}": tensor for name, tensor in self.model.items()}
-        for number, optimizer in enumerate(self.optimizers):
-            tensors |= {f"{number}/{name}": tensor for name, tensor in optimizer.items()}
-        place = {
-            "phase": self.phase,
-            "step": self.step,
-            "log_bytes": self.log_bytes,
-            "optimizers": len(self.optimizers),
-        }
-        save_tensors(file, tensors, {"place": json.dumps(place)})
-
-    def restore(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """Put the state tensors back; rates and other options come from the phase."""
-        for optimizer, tensors in zip(optimizers, self.optimizers, strict=True):
-            state: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in tensors.items():
-                parameter, _, key = name.partition("/")
-                state.setdefault(int(parameter), {})[key] = tensor
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-class _MetricsLog:
-    """`metrics.csv`: one row a step and loss term; a resumed run cuts back what it will write again."""
-
-    def __init__(self, file: Path, keep_bytes: int, enabled: bool) -> None:
-        self.file, self.keep_bytes, self.enabled = file, keep_bytes, enabled
-
-    def __enter__(self) -> _MetricsLog:
-        if self.enabled:
-            with writing(self.file):
-                self.stream = self.file.open("a+", encoding="utf-8", newline="")
-                self.stream.truncate(self.keep_bytes)
-            self.rows = csv.writer(self.stream, lineterminator="\n")
-            if not self.keep_bytes:
-                self.rows.writerow(("phase", "step", "rate", "term", "value"))
-        return self
-
-    def write(self, phase: str, step: int, rate: float, values: Mapping[str, float]) -> None:
-        """One row for each loss term."""
-        if self.enabled:
-            for term, value in values.items():
-                self.rows.writerow((phase, step, f"{rate:.6g}", term, f"{value:.6g}"))
-
-    def flush(self) -> int:
-        """Bytes that are safely in the file."""
-        if not self.enabled:
-            return 0
-        with writing(self.file):
-            self.stream.flush()
-        return self.file.stat().st_size
-
-    def __exit__(self, *exception: object) -> None:
-        if self.enabled:
-            with writing(self.file):
-                self.stream.close()
 
 
 def shuffled(count: int, start: int, length: int, seed: Sequence[int]) -> np.ndarray:
@@ -372,17 +284,6 @@ def to_tensor(pixels: np.ndarray, device: torch.device | str) -> Tensor:
     """Images (B, 3, H, W) in [0, 1], channels last, from pixels (B, H, W, 3) uint8."""
     tensor = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
     return tensor.permute(0, 3, 1, 2).to(torch.float32).div_(255)
-
-
-def _tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state tensors of an optimiser by "parameter/name"."""
-    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
-    return {
-        f"{parameter}/{name}": value.detach().cpu().contiguous()
-        for parameter, values in state.items()
-        for name, value in values.items()
-        if isinstance(value, Tensor)
-    }
 
 
 def _own_steps(phase: Phase, batch: int, images: int) -> int:

@@ -166,9 +166,9 @@ class CFRG(Detector):
             losses=self.losses,
             trains=trains,
             optimizers=[
-                torch.optim.AdamW(parameters, lr=rate)
+                torch.optim.AdamW(parameters, lr=rate, fused=True)
                 if self.config.optimizer == "adamw"
-                else torch.optim.Adam(parameters, lr=rate, betas=(0.5, 0.999))
+                else torch.optim.Adam(parameters, lr=rate, betas=(0.5, 0.999), fused=True)
             ],
             duration=Epochs(self.config.epochs),
             schedule=milestones((0.8, 0.9), 0.2),
