@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,18 +115,15 @@ def fit(
             say(f"{run.path} is finished already")
             return run.load_detector()[0]
     size = resolved.method.image_size
-    images = _pixels(
-        found.learnt, found, size, progress
-    )  # before the folder is made: a broken image leaves none behind
+    images = _pixels(found.learnt, found, size, progress)  # first, so that a broken image leaves no folder behind
     if fabric.is_global_zero and not (resume and run.record_file.exists()):
         run.create(record, resolved)
     fabric.barrier()
 
-    start = time.monotonic()
     detector = detector.to(fabric.device).to(memory_format=torch.channels_last)
-    train(detector, images, textures, resolved.training, run, fabric, watch)
+    seconds = train(detector, images, textures, resolved.training, run, fabric, watch)
     if fabric.is_global_zero:
-        record.duration_s = round(time.monotonic() - start, 1)
+        record.duration_s = round(seconds, 1)
         held_out = _pixels(found.held_out, found, size, progress)
         record.good_scores = scores_of(detector, held_out, record.precision)
         run.save_detector(detector, record)
@@ -208,8 +204,10 @@ def _describe(
 
 
 def _lines(file: Path | None) -> list[str]:
-    lines = [] if file is None else [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
+    """The image paths of an exclusion list, with forward slashes."""
+    lines = [] if file is None else file.read_text(encoding="utf-8-sig").splitlines()
+    paths = [line.strip().replace("\\", "/").removeprefix("./") for line in lines]
+    return [path for path in paths if path and not path.startswith("#")]
 
 
 def _refuse_other_fit(before: RunRecord, now: RunRecord, inexact: bool, say: Callable[[str], None]) -> None:

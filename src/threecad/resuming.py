@@ -23,6 +23,7 @@ class SavedState:
     phase: int
     step: int
     log_bytes: int
+    elapsed_s: float  # of all attempts so far
     model: Mapping[str, Tensor]
     optimizers: Sequence[Mapping[str, Tensor]]  # state tensors by "parameter/name"
 
@@ -41,7 +42,7 @@ class SavedState:
                     model[rest] = tensor
                 else:
                     optimizers[int(room)][rest] = tensor
-            return cls(place["phase"], place["step"], place["log_bytes"], model, optimizers)
+            return cls(place["phase"], place["step"], place["log_bytes"], place["elapsed_s"], model, optimizers)
         except (KeyError, ValueError, IndexError) as error:
             raise RunError(f"{file} is no saved state of a fit ({error}); fit anew into another folder") from None
 
@@ -53,6 +54,7 @@ class SavedState:
             "phase": self.phase,
             "step": self.step,
             "log_bytes": self.log_bytes,
+            "elapsed_s": self.elapsed_s,
             "optimizers": len(self.optimizers),
         }
         save_tensors(file, tensors, {"place": json.dumps(place)})

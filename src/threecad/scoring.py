@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from threecad.checkpoint import RunFolder, RunRecord, write_json
 from threecad.data.loading import Progress, load_images
-from threecad.data.tree import Category, exclude, list_categories, read_category
-from threecad.errors import DataError, RunError
+from threecad.data.tree import Category, list_categories, read_category
+from threecad.errors import DataError
 from threecad.methods import METHODS
 from threecad.metrics.evaluate import Seen, evaluate, with_mean
 
@@ -96,12 +97,7 @@ def finite(content: Any) -> Any:
 
 
 def _without_exclusions(category: Category, record: RunRecord) -> Category:
-    """The category without the images that the fit left out as well."""
-    file = record.settings["data"].get("exclude")
-    if file is None:
-        return category
-    if not Path(file).is_file():
-        raise RunError(
-            f"the run leaves out the {len(record.exclusions)} images listed in {file}, which is gone; restore it"
-        )
-    return exclude(category, Path(file))
+    """The category without the test images that the fit was told to leave out; the list travels with the run."""
+    excluded = {line.removeprefix(f"{category.name}/") for line in record.exclusions}
+    kept = [s for s in category.test if s.image.relative_to(category.folder).as_posix() not in excluded]
+    return replace(category, test=tuple(kept))

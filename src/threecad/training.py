@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from threecad.checkpoint import RunFolder, load_own, own_tensors
 from threecad.data.loading import Rows
 from threecad.detector import Detector, Epochs, GradientPhase, Phase, StatisticsPhase, Steps
-from threecad.errors import RunError
+from threecad.errors import SettingsError
 from threecad.records import Batch
 from threecad.resuming import MetricsLog, SavedState, optimizer_tensors
 from threecad.schedules import Schedule, one_cycle
@@ -61,8 +61,8 @@ def train(
     run: RunFolder,
     fabric: Fabric,
     watch: Watch | None = None,
-) -> None:
-    """Fit `detector` in place, from the run's saved state if there is one.
+) -> float:
+    """Seconds of training, over all attempts; fits `detector` in place, from the run's saved state if there is one.
 
     Args:
         images: good images, (N, H, W, 3) uint8.
@@ -76,11 +76,12 @@ def train(
     loop = _Loop(detector, images, textures, settings, run, fabric, watch)
     with _asked_to_stop() as asked:
         loop.run_phases(asked)
+    return loop.elapsed_s()
 
 
 def plan_steps(detector: Detector, textures: TextureSource, settings: TrainingSettings, images: int) -> list[int]:
     """Steps of each phase: the method's own, or the gradient phases rescaled to share `settings.steps`."""
-    batch = min(settings.batch or detector.batch, images)
+    batch = batch_size(detector, settings, images)
     phases = list(detector.phases(textures))
     own = [_own_steps(phase, batch, images) for phase in phases]
     total = sum(steps for steps, phase in zip(own, phases, strict=True) if isinstance(phase, GradientPhase))
@@ -90,6 +91,20 @@ def plan_steps(detector: Detector, textures: TextureSource, settings: TrainingSe
         max(1, round(steps * settings.steps / total)) if isinstance(phase, GradientPhase) else steps
         for steps, phase in zip(own, phases, strict=True)
     ]
+
+
+def batch_size(detector: Detector, settings: TrainingSettings, images: int) -> int:
+    """Images a step, over all devices together: what was asked for or the method's own, but no more than there are.
+
+    Raises:
+        SettingsError: the devices cannot share them evenly.
+    """
+    batch = min(settings.batch or detector.batch, images)
+    if batch % settings.devices:
+        raise SettingsError(
+            f"setting 'training.batch': expected a multiple of the {settings.devices} devices, found {batch} images"
+        )
+    return batch
 
 
 class _Loop:
@@ -105,13 +120,14 @@ class _Loop:
     ) -> None:
         self.detector, self.images, self.textures = detector, images, textures
         self.settings, self.run, self.fabric, self.watch = settings, run, fabric, watch
-        self.batch = min(settings.batch or detector.batch, len(images))
-        if self.batch % fabric.world_size:
-            raise RunError(
-                f"a batch of {self.batch} images cannot be shared by {fabric.world_size} devices; change training.batch"
-            )
+        self.batch = batch_size(detector, settings, len(images))
         self.plan = plan_steps(detector, textures, settings, len(images))
-        self.saved_at, self.save_cost_s = time.monotonic(), 0.0
+        self.started_at = self.saved_at = time.monotonic()
+        self.before_s, self.save_cost_s = 0.0, 0.0
+
+    def elapsed_s(self) -> float:
+        """Seconds of training, with those of the attempts before this one."""
+        return self.before_s + time.monotonic() - self.started_at
 
     def run_phases(self, asked: Callable[[], bool]) -> None:
         """Every phase in order; those before the saved one are replayed without running."""
@@ -119,6 +135,7 @@ class _Loop:
         log = MetricsLog(self.run.metrics_file, saved.log_bytes if saved else 0, enabled=self.fabric.is_global_zero)
         if saved:
             load_own(self.detector, saved.model, self.run.state_file)
+            self.before_s = saved.elapsed_s
         with log:
             for index, phase in enumerate(self.detector.phases(self.textures)):
                 if saved and index < saved.phase:
