@@ -256,9 +256,8 @@ class _Loop:
     def _save(self, phase: int, step: int, optimizers: Sequence[torch.optim.Optimizer], log: MetricsLog) -> None:
         start = time.monotonic()
         if self.fabric.is_global_zero:
-            saved = SavedState(
-                phase, step, log.flush(), own_tensors(self.detector), [optimizer_tensors(o) for o in optimizers]
-            )
+            states = [optimizer_tensors(optimizer) for optimizer in optimizers]
+            saved = SavedState(phase, step, log.flush(), self.elapsed_s(), own_tensors(self.detector), states)
             saved.write(self.run.state_file)
         self.saved_at = time.monotonic()
         self.save_cost_s = self.saved_at - start
