@@ -167,6 +167,8 @@ class RunFolder:
         record.detector_sha256 = file_sha256(self.detector_file)
         self.write_record(record)
         self.state_file.unlink(missing_ok=True)
+        for left_by_a_kill in self.path.glob(".*.part"):
+            left_by_a_kill.unlink()
 
     def load_detector(self) -> tuple[Detector, RunRecord]:
         """The fitted detector in eval mode, and the record of its fit.

@@ -99,6 +99,9 @@ def fit(
     """
     run, resolved = RunFolder(Path(out)), resolve_settings(method, settings or {})
     fabric = _fabric(resolved)
+    before = run.read_record() if resume and run.record_file.exists() else None
+    if before:
+        _refuse_other_settings(before, method, resolved)
     if not resume and fabric.global_rank == 0:
         run.refuse_unless_free()
     found = _read_data(method, Path(data), categories, resolved)
@@ -108,15 +111,14 @@ def fit(
     seed_everything((resolved.training.seed, _BUILD), device)
     detector = METHODS[method](resolved.method)
     record = _describe(method, resolved, found, textures, detector, fabric)
-    if resume and run.record_file.exists():
-        before = run.read_record()
-        _refuse_other_fit(before, record, inexact, say)
+    if before:
+        _refuse_other_conditions(before, record, inexact, say)
         if before.finished:
             say(f"{run.path} is finished already")
             return run.load_detector()[0]
     size = resolved.method.image_size
     images = _pixels(found.learnt, found, size, progress)  # first, so that a broken image leaves no folder behind
-    if fabric.is_global_zero and not (resume and run.record_file.exists()):
+    if fabric.is_global_zero and not before:
         run.create(record, resolved)
     fabric.barrier()
 
@@ -210,15 +212,15 @@ def _lines(file: Path | None) -> list[str]:
     return [path for path in paths if path and not path.startswith("#")]
 
 
-def _refuse_other_fit(before: RunRecord, now: RunRecord, inexact: bool, say: Callable[[str], None]) -> None:
-    """Nothing, where going on gives the same numbers as an uninterrupted fit.
+def _refuse_other_settings(before: RunRecord, method: str, settings: Settings) -> None:
+    """Nothing, where a run to be resumed is one of this method with these settings.
 
     Raises:
-        RunError: other settings or another method, always; another machine, version or data, unless `inexact`.
+        RunError: it is not.
     """
-    if before.method != now.method:
-        raise RunError(f"the run is a fit of '{before.method}', asked was '{now.method}'; choose another --out")
-    for table, values in now.settings.items():
+    if before.method != method:
+        raise RunError(f"the run is a fit of '{before.method}', asked was '{method}'; choose another --out")
+    for table, values in settings.as_tables().items():
         for key in sorted(values.keys() | before.settings.get(table, {}).keys()):
             was, asked = before.settings.get(table, {}).get(key), values.get(key)
             if was != asked and (table, key) != ("training", "checkpoint_s"):
@@ -226,6 +228,14 @@ def _refuse_other_fit(before: RunRecord, now: RunRecord, inexact: bool, say: Cal
                     f"the run was started with {table}.{key} = {was!r}, asked is {asked!r}; "
                     "resume with the run's own settings (--config RUN/settings.toml), or choose another --out"
                 )
+
+
+def _refuse_other_conditions(before: RunRecord, now: RunRecord, inexact: bool, say: Callable[[str], None]) -> None:
+    """Nothing, where going on gives the same numbers as an uninterrupted fit.
+
+    Raises:
+        RunError: another machine, version or data, unless `inexact`.
+    """
     facts = (
         "precision",
         "threads",

@@ -177,6 +177,7 @@ class _Loop:
                 log.write(phase.name, step + 1, rate, values)
                 self._report(index, phase, step + 1, values, rate)
                 self._maybe_save(index, step + 1, phase.optimizers, log, asked)
+        self._agree_on_buffers()
         if index + 1 < len(self.plan):
             self._save(index + 1, 0, (), log)
 
@@ -202,6 +203,14 @@ class _Loop:
             phase.conclude()
         if index + 1 < len(self.plan):
             self._save(index + 1, 0, (), log)
+
+    def _agree_on_buffers(self) -> None:
+        """Every process takes over those of the first: each has kept running statistics of its own share of a batch."""
+        if self.fabric.world_size > 1:
+            for buffer in self.detector.buffers():
+                shared = buffer.contiguous()
+                torch.distributed.broadcast(shared, src=0)
+                buffer.copy_(shared)
 
     def _batch(self, index: int, phase: Phase, position: int) -> Batch:
         """This process's share of the batch at `position` of the endless shuffled stream, always full."""

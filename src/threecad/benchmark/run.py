@@ -23,6 +23,10 @@ from threecad.scoring import score_run
 from threecad.training import Watch
 
 
+COMPARABLE = ("backbone", "override", "settings")
+"""What two plans must agree on for their rows to stand in one table."""
+
+
 @dataclass
 class Outcome:
     """How a benchmark went."""
@@ -102,10 +106,10 @@ def _run(
 def _claim(out: Path, plan: Plan) -> None:
     """Make the folder, or make sure that it belongs to a plan whose rows can stand beside this one's."""
     file = out / "plan.json"
-    asked = json.loads(plan.model_dump_json())
+    asked = json.loads(plan.model_dump_json(include=set(COMPARABLE)))
     if file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))
-        for key in ("settings", "override", "backbone"):
+        for key in COMPARABLE:
             if before.get(key) != asked[key]:
                 raise RunError(
                     f"{out} belongs to a plan with {key} = {json.dumps(before.get(key))},\n"
