@@ -22,7 +22,6 @@ from threecad.fitting import fit
 from threecad.scoring import score_run
 from threecad.training import Watch
 
-
 COMPARABLE = ("backbone", "override", "settings")
 """What two plans must agree on for their rows to stand in one table."""
 
