@@ -57,6 +57,12 @@ def plant(root: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def common_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data root of `tree`, for tests that only read it."""
+    return plant(tmp_path_factory.mktemp("common"))
+
+
+@pytest.fixture(scope="session")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a tiny PaDiM, fitted on `plate` of `tree` with a quarter of the good parts kept aside."""
     from threecad.fitting import fit

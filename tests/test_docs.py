@@ -1,0 +1,56 @@
+"""What the documents show is true: Python blocks run, commands exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md")))]
+
+
+def blocks(document: str, language: str) -> list[str]:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_python_blocks_run(document: str, tmp_path: Path) -> None:
+    for block in blocks(document, "python"):
+        done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_commands_and_options_that_documents_show_exist() -> None:
+    from typer.main import get_command
+
+    from threecad.cli import app
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    shown = [
+        shlex.split(line.partition("#")[0])
+        for document in DOCUMENTS
+        for block in blocks(document, "bash")
+        for line in block.splitlines()
+        if "threecad" in line
+    ]
+    assert shown
+    for words in shown:
+        command = commands[words[1]]
+        if hasattr(command, "commands"):
+            command = command.commands[words[2]]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, words
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_to_files_lead_somewhere(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert ((ROOT / document).parent / target).exists(), target
