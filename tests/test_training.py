@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import threecad
 from threecad.checkpoint import RunFolder
 from threecad.data.loading import Rows
 from threecad.detector import Detector, Epochs, GradientPhase, Phase, StatisticsPhase, Steps
@@ -288,3 +292,59 @@ def test_a_saved_state_of_something_else_is_refused(tmp_path: Path) -> None:
     (folder / "state.safetensors").write_bytes(b"no tensors at all")
     with pytest.raises(RunError, match=r"state\.safetensors is not a readable safetensors file"):
         run(Shade(), folder)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes have left what each of them has fitted."""
+    out = tmp_path_factory.mktemp("two")
+    script = Path(__file__).with_name("two_processes.py")
+    result = subprocess.run([sys.executable, str(script), str(out)], capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return out
+
+
+def of_process(out: Path, name: str, rank: int) -> dict[str, Tensor]:
+    return load_file(out / f"{name}.{rank}.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["shade", "normalised", *METHODS])
+def test_two_processes_end_with_equal_weights_and_buffers(two_processes: Path, name: str) -> None:
+    first, second = (of_process(two_processes, name, rank) for rank in (0, 1))
+    assert [key for key in first if not torch.equal(first[key], second[key])] == []
+    assert all(tensor.isfinite().all() for tensor in first.values())
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns_from_the_joined_batch(two_processes: Path, tmp_path: Path) -> None:
+    seed_everything((0,), torch.device("cpu"))
+    alone = Shade()
+    untrained = alone.colour.weight.detach().clone()
+    run(alone, tmp_path / "run", images=6)
+    assert not torch.allclose(alone.colour.weight, untrained)
+    for key, tensor in of_process(two_processes, "shade", 0).items():
+        torch.testing.assert_close(tensor, alone.state_dict()[key], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_has_one_log_written_once(two_processes: Path) -> None:
+    lines = (two_processes / "shade" / "metrics.csv").read_text().splitlines()
+    assert len(lines) == 1 + 3 * 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_devices_can_be_asked_for_on_the_command_line(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    pairs = ["method.weights=random", "method.backbone=resnet10t.c3_in1k", "method.image_size=64", "training.steps=2"]
+    pairs += ["training.devices=2", "training.batch=4", "training.precision=float32"]
+    command = [sys.executable, "-m", "threecad", "fit", "rd", "--data", str(tree), "--out", str(out)]
+    result = subprocess.run(
+        command + [part for pair in pairs for part in ("--set", pair)], capture_output=True, text=True, timeout=500
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    record = RunFolder(out).read_record()
+    assert (record.devices, record.steps, record.finished) == (2, 2, True)
+    assert threecad.load(out)(torch.rand(1, 3, 64, 64)).score.isfinite().all()

@@ -1,0 +1,215 @@
+"""Run folders: written whole, moved as one piece, loaded with nothing but themselves, refused with a reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from threecad.checkpoint import (
+    RunFolder,
+    RunRecord,
+    backbone_file,
+    load,
+    load_tensors,
+    own_tensors,
+    same_tensors,
+    save_tensors,
+    write_text,
+)
+from threecad.detector import Detector
+from threecad.errors import RunError
+from threecad.methods import METHODS
+from threecad.nets.weights import file_sha256
+from threecad.settings import Settings, validate
+
+TINY = {"image_size": 64, "features": 12}
+
+
+def settings_for(**method: object) -> Settings:
+    return validate({"method": {**TINY, **method}}, METHODS["padim"].Config)
+
+
+def saved(folder: Path, **method: object) -> tuple[Detector, RunFolder]:
+    """A run folder of a detector whose numbers are made up."""
+    settings = settings_for(**(method or {"backbone": "resnet10t.c3_in1k", "weights": "random"}))
+    torch.manual_seed(0)
+    detector = METHODS["padim"](settings.method).eval()
+    with torch.no_grad():
+        for name in own_tensors(detector):
+            tensor = detector.state_dict()[name]
+            if tensor.is_floating_point():
+                tensor.add_(0.1 * torch.rand_like(tensor))
+    file = backbone_file(detector)
+    record = RunRecord(
+        method="padim",
+        categories=["plate"],
+        settings=settings.as_tables(),
+        seed=0,
+        preset="paper",
+        precision="float32",
+        threads=1,
+        devices=1,
+        steps=1,
+        backbone=settings.method.backbone,
+        weights_sha256=file_sha256(file) if file else None,
+        texture_source=None,
+        data_fingerprint="0",
+    )
+    run = RunFolder(folder)
+    run.create(record, settings)
+    run.save_detector(detector, record)
+    return detector, run
+
+
+def scores(detector: Detector) -> torch.Tensor:
+    with torch.no_grad():
+        return detector(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))).anomaly_map
+
+
+def refusal(run: Path) -> str:
+    with pytest.raises(RunError) as refused:
+        load(run)
+    assert len(str(refused.value).splitlines()) <= 3
+    return str(refused.value)
+
+
+def test_a_loaded_detector_is_the_saved_one_in_eval_mode(tmp_path: Path) -> None:
+    detector, run = saved(tmp_path / "run")
+    loaded = load(run.path)
+    assert same_tensors(loaded.state_dict(), detector.state_dict())
+    assert torch.equal(scores(loaded), scores(detector))
+    assert not loaded.training
+
+
+def test_a_run_moves_as_one_piece_and_loads_without_cache_or_package(
+    tmp_path: Path, embedded: str, cache: Path
+) -> None:
+    detector, run = saved(tmp_path / "run", backbone="embedded")
+    moved = Path(shutil.move(run.path, tmp_path / "elsewhere"))
+    shutil.rmtree(cache)
+    assert torch.equal(scores(load(moved)), scores(detector))
+    assert not cache.exists(), "loading a run looked into the cache"
+
+
+def test_what_the_backbones_file_holds_is_not_written_twice(tmp_path: Path, embedded: str) -> None:
+    detector, run = saved(tmp_path / "run", backbone="embedded")
+    own = load_file(run.detector_file)
+    assert own.keys() == own_tensors(detector).keys()
+    assert not any(name.startswith("pyramid.network") for name in own)
+    assert own
+    assert file_sha256(run.backbone_file) == run.read_record().weights_sha256
+
+
+def test_the_backbone_is_a_hard_link_so_that_a_hundred_runs_hold_it_once(tmp_path: Path, embedded: str) -> None:
+    detector, run = saved(tmp_path / "run", backbone="embedded")
+    assert run.backbone_file.samefile(backbone_file(detector))
+
+
+def test_a_random_backbone_is_part_of_the_detectors_file(tmp_path: Path) -> None:
+    _, run = saved(tmp_path / "run")
+    assert any(name.startswith("pyramid.network") for name in load_file(run.detector_file))
+    assert not run.backbone_file.exists()
+
+
+def test_nothing_in_a_run_is_a_pickle_and_nothing_is_left_over(tmp_path: Path) -> None:
+    _, run = saved(tmp_path / "run")
+    assert {file.name for file in run.path.iterdir()} == {"run.json", "settings.toml", "detector.safetensors"}
+
+
+def test_tensors_in_channels_last_are_saved_and_the_order_in_memory_of_the_loader_stays(tmp_path: Path) -> None:
+    tensor = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    layer = torch.nn.Conv2d(3, 3, 3).to(memory_format=torch.channels_last)
+    save_tensors(tmp_path / "file.safetensors", {"t": tensor.contiguous()})
+    assert torch.equal(load_tensors(tmp_path / "file.safetensors")["t"], tensor)
+    layer.load_state_dict({name: value.contiguous() for name, value in layer.state_dict().items()})
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_no_run_at_all(tmp_path: Path) -> None:
+    expected = f"expected a run folder with run.json at {tmp_path}, found none; `threecad fit` makes one"
+    assert refusal(tmp_path) == expected
+
+
+def test_a_run_json_that_is_none_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"name": "another tool"}')
+    assert "expected a run of ThreeCAD, found something else" in refusal(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    assert "run.json is not readable" in refusal(tmp_path)
+
+
+def edit(run: RunFolder, **changes: object) -> None:
+    content = json.loads(run.record_file.read_text()) | changes
+    run.record_file.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"format": 2, "version": "9.0"},
+            "by ThreeCAD 9.0, run format 2; this one reads up to 1: update it",
+        ),
+        ({"finished": False}, "is not finished; go on with `threecad fit … --out"),
+        ({"method": "yolo"}, "is a run of the method 'yolo', which this version does not have"),
+        ({"colour": "blue"}, "is damaged: got an unexpected keyword argument 'colour'"),
+        ({"seed": ...}, "is damaged: missing 1 required positional argument: 'seed'"),
+        ({"settings": {"method": {"feature": 12}}}, "does not fit this version: unknown setting 'method.feature'"),
+        ({"settings": {"method": {"image_size": 64, "features": 13, "weights": "random"}}}, "does not fit the method"),
+    ],
+)
+def test_a_run_of_something_else_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    _, run = saved(tmp_path / "run")
+    edit(run, **changes)
+    assert message in refusal(run.path)
+
+
+def test_a_damaged_or_missing_file_of_tensors_is_refused(tmp_path: Path, embedded: str) -> None:
+    _, run = saved(tmp_path / "run", backbone="embedded")
+    whole = run.backbone_file.read_bytes()
+    run.backbone_file.unlink()
+    run.backbone_file.write_bytes(whole[:-1] + b"x")
+    assert "backbone.safetensors is missing or damaged: it is not the file that run.json names" in refusal(run.path)
+    with run.detector_file.open("r+b") as file:
+        file.truncate(1000)
+    assert "detector.safetensors is missing or damaged" in refusal(run.path)
+    run.detector_file.unlink()
+    assert "detector.safetensors is missing or damaged" in refusal(run.path)
+
+
+def test_a_folder_in_use_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "new").refuse_unless_free()
+    (tmp_path / "empty").mkdir()
+    RunFolder(tmp_path / "empty").refuse_unless_free()
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "notes.txt").touch()
+    with pytest.raises(RunError, match=r"expected a new or an empty folder .*used with files already,\nor choose"):
+        RunFolder(tmp_path / "used").refuse_unless_free()
+    _, run = saved(tmp_path / "run")
+    edit(run, finished=False)
+    with pytest.raises(RunError, match="an unfinished run; go on with --resume"):
+        run.refuse_unless_free()
+    with pytest.raises(RunError, match="found the file"):
+        RunFolder(tmp_path / "used" / "notes.txt").refuse_unless_free()
+
+
+@pytest.mark.parametrize("write", [lambda path: write_text(path, "x"), lambda path: save_tensors(path, {})])
+def test_a_write_that_is_refused_names_the_file_and_leaves_nothing(tmp_path: Path, write: object) -> None:
+    blocked = tmp_path / "run"
+    blocked.write_text("a file where a folder should be")
+    with pytest.raises(RunError, match=r"cannot write .*run.json: .*is the folder writable, and is there room\?"):
+        write(blocked / "run.json")  # type: ignore[operator]
+    assert list(tmp_path.iterdir()) == [blocked]
+
+
+def test_the_file_before_stays_whole_while_another_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "detector.safetensors"
+    save_tensors(file, {"t": torch.ones(2)})
+    with pytest.raises(ValueError, match="non contiguous"):
+        save_tensors(file, {"t": torch.rand(3, 4).T})
+    assert torch.equal(load_tensors(file)["t"], torch.ones(2))
+    assert list(tmp_path.iterdir()) == [file]
