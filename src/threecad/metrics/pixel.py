@@ -10,19 +10,17 @@ their number nor their order shows in the result.
 from __future__ import annotations
 
 import math
-import mmap
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from threading import Lock
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from threecad.errors import MetricError
 from threecad.metrics.image import Ranking
+from threecad.metrics.reading import as_map, as_mask, copied, in_order, pairs, release_pages, require_reiterable
 from threecad.regions import label_regions
 
 PRO_LIMIT = 0.3
@@ -36,9 +34,6 @@ BATCH_PIXELS = 1 << 22
 
 BLOCK_EDGES = 1 << 18
 """Edges that are searched together, for the same reason."""
-
-Argument = TypeVar("Argument")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +83,8 @@ def pixel_scores(
         MetricError: a one-shot iterator; unequal lengths or shapes; a missing mask; a value that is not finite; no
             defect pixel or no normal pixel in the whole set; a mask that is not empty in an image left out of PRO.
     """
-    _require_reiterable(maps, "maps")
-    _require_reiterable(masks, "masks")
+    require_reiterable(maps, "maps")
+    require_reiterable(masks, "masks")
     with ThreadPoolExecutor(max(1, threads)) as pool:
         survey = _survey(maps, masks, pool, threads)
         left_out = _checked_flags(left_out_of_pro, survey)
@@ -153,8 +148,8 @@ def _survey(maps: Iterable[Any], masks: Iterable[Any], pool: ThreadPoolExecutor,
     survey = _Survey()
 
     def defective() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        for index, (given_map, given_mask) in enumerate(_pairs(maps, masks)):
-            anomaly_map, mask = _as_map(index, given_map), _as_mask(index, given_mask)
+        for index, (given_map, given_mask) in enumerate(pairs(maps, masks)):
+            anomaly_map, mask = as_map(index, given_map), as_mask(index, given_mask)
             if anomaly_map.shape != mask.shape:
                 found = f"{anomaly_map.shape} and {mask.shape} at image {index}"
                 raise MetricError(f"expected a map and a mask of one shape, found {found}")
@@ -162,10 +157,10 @@ def _survey(maps: Iterable[Any], masks: Iterable[Any], pool: ThreadPoolExecutor,
             survey.n_pixels += mask.size
             survey.dtype = np.result_type(survey.dtype, anomaly_map.dtype)
             if mask.any():
-                yield index, _copied(index, anomaly_map), mask
-            _release_pages(given_mask)
+                yield index, copied(index, anomaly_map), mask
+            release_pages(given_mask)
 
-    survey.defects.extend(_in_order(pool, threads, lambda arguments: _examine(*arguments), defective()))
+    survey.defects.extend(in_order(pool, threads, lambda arguments: _examine(*arguments), defective()))
     return survey
 
 
@@ -267,7 +262,7 @@ def _rank(
         is_left_out, pixels = batch
         (counts_left_out if is_left_out else counts).add(pixels)
 
-    for _ in _in_order(pool, threads, count, _batches(maps, left_out, survey.dtype)):
+    for _ in in_order(pool, threads, count, _batches(maps, left_out, survey.dtype)):
         pass
     if (found := counts.n_pixels + counts_left_out.n_pixels) != survey.n_pixels:
         raise MetricError(
@@ -288,7 +283,7 @@ def _batches(maps: Iterable[Any], left_out: np.ndarray, dtype: np.dtype) -> Iter
     for index, given in enumerate(maps):
         is_left_out = bool(left_out[index : index + 1].any())
         batch = waiting[is_left_out]
-        batch.append(_copied(index, _as_map(index, given)).ravel())
+        batch.append(copied(index, as_map(index, given)).ravel())
         n_waiting[is_left_out] += batch[-1].size
         if n_waiting[is_left_out] >= BATCH_PIXELS:
             yield is_left_out, np.concatenate(batch, dtype=dtype)
@@ -297,75 +292,6 @@ def _batches(maps: Iterable[Any], left_out: np.ndarray, dtype: np.dtype) -> Iter
     for is_left_out, batch in waiting.items():
         if batch:
             yield is_left_out, np.concatenate(batch, dtype=dtype)
-
-
-# What is read, and how.
-
-
-def _require_reiterable(items: Iterable[Any], name: str) -> None:
-    if not hasattr(items, "__iter__") and not hasattr(items, "__getitem__"):
-        raise MetricError(f"expected {name} as a list, an array or another re-iterable, found {type(items).__name__}")
-    if hasattr(items, "__next__"):
-        raise MetricError(
-            f"expected {name} that can be gone through twice, found a one-shot {type(items).__name__};\n"
-            "exact metrics find the defect pixels first and count the normal ones after that: "
-            "give a list, an array, or an object whose __iter__ starts anew"
-        )
-
-
-def _pairs(maps: Iterable[Any], masks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    missing = object()
-    for index, (anomaly_map, mask) in enumerate(zip_longest(maps, masks, fillvalue=missing)):
-        if anomaly_map is missing or mask is missing:
-            fewer, more = ("maps", "masks") if anomaly_map is missing else ("masks", "maps")
-            raise MetricError(f"expected as many maps as masks, found only {index} {fewer} and more {more}")
-        yield anomaly_map, mask
-
-
-def _as_map(index: int, given: Any) -> np.ndarray:
-    anomaly_map = np.asarray(given)
-    if anomaly_map.ndim != 2 or not anomaly_map.size or anomaly_map.dtype.kind not in "biuf":
-        raise MetricError(f"expected a map (H, W) of numbers, found {_described(anomaly_map)} at image {index}")
-    return anomaly_map
-
-
-def _as_mask(index: int, given: Any) -> np.ndarray:
-    """The mask (H, W) as a bool array of its own."""
-    mask = np.asarray(given)
-    if mask.ndim != 2 or mask.dtype.kind not in "biuf":
-        raise MetricError(f"expected a mask (H, W) of bool, 0/1 or 0/255, found {_described(mask)} at image {index}")
-    if mask.dtype.kind in "if" and not (mask >= 0).all():
-        raise MetricError(f"expected a mask of 0 and positive values, found others at image {index}")
-    return mask > 0
-
-
-def _described(array: np.ndarray) -> str:
-    return f"shape {array.shape} of type {array.dtype}" if array.dtype.kind != "O" else "no array"
-
-
-def _copied(index: int, anomaly_map: np.ndarray) -> np.ndarray:
-    """Its finite values as an array of its own: what yields the maps may use its memory again."""
-    values = np.array(anomaly_map, np.result_type(anomaly_map.dtype, np.float32), order="C")
-    _release_pages(anomaly_map)
-    if not np.isfinite(values).all():
-        wrong = values[~np.isfinite(values)]
-        raise MetricError(f"expected finite maps, found {wrong.size} times {wrong[0]} or the like at image {index}")
-    return values
-
-
-def _release_pages(array: Any) -> None:
-    """Let go of the memory behind an array on disk; the file stays, and is read again when it is asked for.
-
-    Otherwise a pass over a memory-mapped file would leave all of it in the process. Copy-on-write maps are kept, since
-    their pages hold changes that are nowhere else.
-    """
-    of_file = False
-    while isinstance(array, np.ndarray):
-        if isinstance(array, np.memmap):
-            of_file = array.mode != "c"
-        array = array.base
-    if of_file and isinstance(array, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        array.madvise(mmap.MADV_DONTNEED)
 
 
 def _checked_flags(left_out_of_pro: Sequence[bool] | None, survey: _Survey) -> np.ndarray:
@@ -381,17 +307,3 @@ def _checked_flags(left_out_of_pro: Sequence[bool] | None, survey: _Survey) -> n
                 f"at image {defect.image}; only images whose defect vanished are left out"
             )
     return left_out
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, threads: int, function: Callable[[Argument], Result], arguments: Iterable[Argument]
-) -> Iterator[Result]:
-    """Results in the order of `arguments`, of which only as many are drawn as keep the threads busy."""
-    running: deque[Future[Result]] = deque()
-    for argument in arguments:
-        running.append(pool.submit(function, argument))
-        del argument
-        if len(running) > threads:
-            yield running.popleft().result()
-    while running:
-        yield running.popleft().result()
