@@ -62,6 +62,7 @@ class RunRecord:
     exclusions: list[str] = field(default_factory=list)
     holdout: list[str] = field(default_factory=list)  # good images kept aside, relative to the data root
     good_scores: list[float] = field(default_factory=list)  # the detector's scores of those
+    good_peaks: list[float] = field(default_factory=list)  # the largest value of each of their maps
     duration_s: float = 0.0
     finished: bool = False
     detector_sha256: str | None = None

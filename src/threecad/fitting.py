@@ -16,7 +16,7 @@ from threecad.data.loading import Progress, Rows, content_hashes, load_images
 from threecad.data.tree import Category, exclude, fingerprint, read_categories
 from threecad.detector import Detector
 from threecad.errors import DataError, RunError
-from threecad.inference import best_device, resolve_precision, scores_of
+from threecad.inference import best_device, predict, resolve_precision
 from threecad.methods import METHODS
 from threecad.nets.weights import file_sha256
 from threecad.records import Sample
@@ -127,7 +127,9 @@ def fit(
     if fabric.is_global_zero:
         record.duration_s = round(seconds, 1)
         held_out = _pixels(found.held_out, found, size, progress)
-        record.good_scores = scores_of(detector, held_out, record.precision)
+        seen = list(predict(detector, held_out, record.precision))
+        record.good_scores = [found.score for found in seen]
+        record.good_peaks = [float(found.anomaly_map.max()) for found in seen]
         run.save_detector(detector, record)
     fabric.barrier()
     return detector.eval()

@@ -55,11 +55,6 @@ def predict_batch(detector: Detector, pixels: np.ndarray, precision: str, device
         return detector(to_tensor(pixels, device))
 
 
-def scores_of(detector: Detector, images: Iterable[np.ndarray], precision: str = "auto") -> list[float]:
-    """Scores alone, in order."""
-    return [found.score for found in predict(detector, images, precision)]
-
-
 def at_size(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The map (H, W) float32 resized bilinearly to `size`."""
     return anomaly_map if anomaly_map.shape == size else resize_map(anomaly_map, size)

@@ -81,7 +81,7 @@ def predict_files(run: Path, inputs: Sequence[Path], out: Path, progress: Progre
     """
     images = gather(inputs, out)
     detector, record = RunFolder(run).load_detector()
-    scale = Scale.of_good(record.good_scores)
+    scale = Scale.of_good(record.good_peaks)
     rows: dict[int, Row] = {}
     looked_at: deque[int] = deque()
 

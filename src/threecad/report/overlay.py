@@ -37,11 +37,14 @@ class Scale:
     high: float  # and above: the brightest colour
 
     @classmethod
-    def of_good(cls, scores: Sequence[float]) -> Scale | None:
-        """From the scores of good parts: colour begins at the median, the line stands above 98 %. None without any."""
-        if not len(scores):
+    def of_good(cls, peaks: Sequence[float]) -> Scale | None:
+        """From the largest values of good parts' maps: colour begins at the median, the line stands above 98 %.
+
+        None without any. A method's score need not be the largest value of its map.
+        """
+        if not len(peaks):
             return None
-        median, threshold = (float(value) for value in np.quantile(scores, (0.5, USUAL)))
+        median, threshold = (float(value) for value in np.quantile(peaks, (0.5, USUAL)))
         spread = max(threshold - median, 1e-3 * abs(median), 1e-12)
         return cls(median, median + spread, median + (1 + REACH) * spread)
 

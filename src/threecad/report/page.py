@@ -62,7 +62,7 @@ class Album:
     def add(self, seen: Seen) -> None:
         """Keep a small picture of what was found in one image."""
         sample, score, good = seen.sample, seen.found.score, self.record.good_scores
-        scale = Scale.of_good(good) or Scale.of_map(seen.found.anomaly_map)
+        scale = Scale.of_good(self.record.good_peaks) or Scale.of_map(seen.found.anomaly_map)
         self.parts.append(
             Part(
                 name=f"{sample.defect}/{sample.image.name}",
