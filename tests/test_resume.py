@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import threecad
-from threecad.checkpoint import RunFolder
+from threecad.checkpoint import RunFolder, read_about, save_tensors
 from threecad.errors import RunError
 from threecad.training import Interrupted, StepReport
 
@@ -189,11 +189,9 @@ def test_resuming_a_finished_run_gives_its_detector_and_changes_nothing(tree: Pa
 
 
 def test_a_state_of_another_network_is_refused(tree: Path, interrupted: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file(
-        {"model/nothing": torch.zeros(1)},
-        interrupted / "state.safetensors",
-        metadata={"place": '{"phase": 0, "step": 1, "log_bytes": 0, "optimizers": 0}'},
-    )
+    state = interrupted / "state.safetensors"
+    tensors, about = read_about(state)
+    save_tensors(state, {name: tensor for name, tensor in tensors.items() if not name.endswith(".bias")}, about)
     assert "state.safetensors does not fit the method: expected" in refusal(tree, interrupted)
+    save_tensors(state, tensors)
+    assert "state.safetensors is no saved state of a fit" in refusal(tree, interrupted)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from threecad.errors import SettingsError
 from threecad.fitting import build, resolve_settings
 from threecad.methods import METHODS
-from threecad.methods.cfrg import Config
+from threecad.methods.cfrg import CFRGConfig
 from threecad.settings import EMBEDDED_BACKBONE, merge, parse_pairs, read_toml, validate
 
 
@@ -69,28 +69,28 @@ def test_later_layers_win_and_leave_other_keys_alone() -> None:
 )
 def test_a_mistake_is_named_with_what_would_be_right(tables: dict[str, dict[str, object]], message: str) -> None:
     with pytest.raises(SettingsError) as refused:
-        validate(tables, Config)
+        validate(tables, CFRGConfig)
     assert str(refused.value) == message
 
 
 def test_one_number_is_a_square() -> None:
-    settings = validate({"method": {"image_size": 64}, "evaluation": {"size": 128}}, Config)
+    settings = validate({"method": {"image_size": 64}, "evaluation": {"size": 128}}, CFRGConfig)
     assert (settings.method.image_size, settings.evaluation.size) == ((64, 64), (128, 128))
 
 
 def test_settings_cannot_be_changed_once_resolved() -> None:
-    settings = validate({}, Config)
+    settings = validate({}, CFRGConfig)
     with pytest.raises(ValidationError, match="frozen"):
         settings.training.seed = 1
 
 
 def test_embedded_names_the_backbone_and_where_its_weights_lie() -> None:
-    assert (Config(backbone="embedded").backbone, Config(backbone="embedded").weights) == (
+    assert (CFRGConfig(backbone="embedded").backbone, CFRGConfig(backbone="embedded").weights) == (
         EMBEDDED_BACKBONE,
         "embedded",
     )
-    assert Config(backbone="embedded", weights="random").weights == "random"
-    assert Config().weights == "imagenet"
+    assert CFRGConfig(backbone="embedded", weights="random").weights == "random"
+    assert CFRGConfig().weights == "imagenet"
 
 
 @pytest.mark.parametrize("name", METHODS)
