@@ -18,7 +18,7 @@ from threecad.training import Watch
 TRAIN, GOOD, EACH = 160, 40, 10
 """Parts to learn from, good ones to test on, and defective ones of each kind."""
 
-STEPS, BATCH, HOLDOUT = 150, 8, 0.1
+STEPS, BATCH, HOLDOUT = 200, 8, 0.1
 
 
 @dataclass(frozen=True, slots=True)

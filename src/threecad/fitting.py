@@ -23,7 +23,7 @@ from threecad.records import Sample
 from threecad.settings import Settings, merge, validate
 from threecad.synthesis import TextureSource
 from threecad.synthesis.textures import texture_source
-from threecad.training import Watch, plan_steps, seed_everything, train
+from threecad.training import Watch, optimizer_steps, seed_everything, train
 
 _BUILD = 2**31
 """Stands for a phase in the seed of the detector's construction."""
@@ -197,7 +197,7 @@ def _describe(
         precision=resolve_precision(settings.training.precision, fabric.device),
         threads=torch.get_num_threads(),
         devices=fabric.world_size,
-        steps=sum(plan_steps(detector, textures, settings.training, len(data.learnt))),
+        steps=optimizer_steps(detector, textures, settings.training, len(data.learnt)),
         backbone=getattr(settings.method, "backbone", None),
         weights_sha256=file_sha256(file) if file else None,
         texture_source=textures.name if "textures" in METHODS.paper(method).needs else None,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from threecad.allocation import keep_freed_memory
 from threecad.detector import Detector
 from threecad.errors import SettingsError
 from threecad.images import resize_map
@@ -46,6 +47,7 @@ def predict(
 
 def prepare(detector: Detector, device: torch.device) -> Detector:
     """The detector as it predicts fastest on `device`: in eval mode, channels last."""
+    keep_freed_memory()
     return detector.to(device).to(memory_format=torch.channels_last).eval()
 
 

@@ -23,6 +23,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from threecad.allocation import keep_freed_memory
 from threecad.checkpoint import RunFolder, load_own, own_tensors
 from threecad.data.loading import Rows
 from threecad.detector import Detector, Epochs, GradientPhase, Phase, StatisticsPhase, Steps
@@ -73,6 +74,7 @@ def train(
         RunError: a saved state that does not fit, or a file that cannot be written.
         Interrupted: Ctrl-C or SIGTERM came; the state is saved.
     """
+    keep_freed_memory()
     loop = _Loop(detector, images, textures, settings, run, fabric, watch)
     with _asked_to_stop() as asked:
         loop.run_phases(asked)
@@ -91,6 +93,13 @@ def plan_steps(detector: Detector, textures: TextureSource, settings: TrainingSe
         max(1, round(steps * settings.steps / total)) if isinstance(phase, GradientPhase) else steps
         for steps, phase in zip(own, phases, strict=True)
     ]
+
+
+def optimizer_steps(detector: Detector, textures: TextureSource, settings: TrainingSettings, images: int) -> int:
+    """Optimiser steps of the whole fit; looks of statistics phases do not count."""
+    plan = plan_steps(detector, textures, settings, images)
+    phases = detector.phases(textures)
+    return sum(steps for steps, phase in zip(plan, phases, strict=True) if isinstance(phase, GradientPhase))
 
 
 def batch_size(detector: Detector, settings: TrainingSettings, images: int) -> int:
