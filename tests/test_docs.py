@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from threecad.benchmark.tables import tables
+
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md")))]
 
@@ -54,3 +56,10 @@ def test_links_to_files_lead_somewhere(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert ((ROOT / document).parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/results.md"])
+def test_results_are_what_the_tool_prints_of_the_committed_rows(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    shown = text.partition("<!-- tables of docs/results -->")[2].partition("<!-- end of tables -->")[0].strip()
+    assert shown and tables(ROOT / "docs" / "results").startswith(shown)
