@@ -267,10 +267,11 @@ def test_the_exported_program_equals_the_detector_and_survives_saving(fitted: Fi
 
 
 PACE: dict[str, tuple[int, dict[str, object]]] = {
+    "rd": (60, {}),
     "cfrg": (60, {"image_size": (64, 64), "learning_rate": 1e-3}),
-    "draem": (120, {"learning_rate": 2e-3}),
+    "draem": (80, {"learning_rate": 2e-3}),
     "destseg": (120, {}),
-    "realnet": (50, {"learning_rate": 2e-3, "width_ratio": 0.125}),
+    "realnet": (80, {"learning_rate": 1e-3, "width_ratio": 0.125}),
 }
 """Steps and settings of the methods for which 40 steps at the paper's rate are no beginning yet."""
 
