@@ -268,19 +268,20 @@ def test_a_run_is_not_scored_on_a_part_that_it_has_not_learnt(
     assert json.loads((run / "scores.json").read_text())["category"] == "lid"
 
 
-def test_the_images_that_a_fit_left_out_are_left_out_of_its_scores(
-    ask: Ask, tree: Path, tmp_path: Path, fitted: Path
+def test_the_images_that_a_fit_left_out_are_left_out_of_its_scores_wherever_the_list_is_now(
+    ask: Ask, tree: Path, tmp_path: Path
 ) -> None:
-    listed = tmp_path / "bad.txt"
-    listed.write_text("plate/test/good/001.png\nplate/test/scratch/003.png\n")
-    settings = json.loads((fitted / "run.json").read_text())["settings"]
-    settings["data"]["exclude"] = str(listed)
-    run = edited(fitted, tmp_path / "run", settings=settings)
-    assert ask("evaluate", run, "--data", tree).code == 0
-    scores = json.loads((run / "scores.json").read_text())
-    assert (scores["n_good"], scores["n_defect"]) == (3, 3)
+    listed, run = tmp_path / "bad.txt", tmp_path / "run"
+    listed.write_text("# bad light\nplate/test/good/001.png\nplate/test/scratch/003.png\nplate/train/good/000.png\n")
+    settings = [f"data.exclude={listed}", "method.weights=random", "method.image_size=64", "method.features=12"]
+    pairs = [word for pair in settings for word in ("--set", pair)]
+    done = ask("fit", "padim", "--data", tree, "--out", run, "--backbone", "resnet10t.c3_in1k", *pairs)
+    assert done.code == 0, done.err
     listed.unlink()
-    refused(ask("evaluate", run, "--data", tree), str(listed), "gone")
+    for root in (tree, tree / "plate"):
+        assert ask("evaluate", run, "--data", root).code == 0
+        scores = json.loads((run / "scores.json").read_text())
+        assert (scores["n_good"], scores["n_defect"], len(scores["exclusions"])) == (3, 3, 3)
 
 
 def test_a_category_without_masks_gets_image_metrics_and_is_told_so(

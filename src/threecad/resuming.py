@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,7 @@ class MetricsLog:
             return 0
         with writing(self.file):
             self.stream.flush()
+            os.fsync(self.stream.fileno())
         return self.file.stat().st_size
 
     def __exit__(self, *exception: object) -> None:

@@ -294,6 +294,18 @@ def test_calibration_is_a_whitened_length_of_the_difference_of_unit_vectors() ->
     torch.testing.assert_close(found, expected.amax(dim=(1, 2, 3)), rtol=1e-3, atol=1e-3)
 
 
+def test_a_calibration_from_a_single_part_is_finite() -> None:
+    detector = build(calibrated=True)
+    (phase,) = [phase for phase in detector.phases(ProceduralTextures()) if phase.name == "calibration"]
+    with torch.no_grad():
+        one = Batch(batch().image[:1], batch().image[:1], batch().mask[:1])
+        phase.observe(one)
+        phase.conclude()
+        seen, other = detector(one.image), detector(1 - one.image)
+    assert all(value.isfinite().all() for prediction in (seen, other) for value in prediction)
+    assert other.score > seen.score
+
+
 def test_a_calibrated_map_is_raised_where_something_is_segmented() -> None:
     detector = build(calibrated=True)
     features = [

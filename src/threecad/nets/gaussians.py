@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from threecad.nets.maps import full_precision
 
+LEAST_VARIANCE = 1e-8  # of features about 1 long: what a single image, or images all alike, are taken to vary by
 POSITIONS_AT_ONCE = 512  # in closed form: float64 copies of their covariances are what costs memory
 
 
@@ -55,7 +56,7 @@ class PositionGaussians(nn.Module):
         self.mean.copy_(mean)
         if relative:
             variance = sums["product"].diagonal(dim1=1, dim2=2) / sums["count"] - mean.square()
-            ridge *= float(variance.mean().clamp_min(torch.finfo(torch.float32).tiny))
+            ridge *= float(variance.mean().clamp_min(LEAST_VARIANCE))
         for part in torch.arange(len(mean), device=mean.device).split(POSITIONS_AT_ONCE):
             sigma = covariance(sums["product"][part], mean[part], sums["count"], ridge)
             self.factor[part] = whitening(sigma).float()
