@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import threecad
 from threecad.checkpoint import (
     RunFolder,
     RunRecord,
@@ -213,3 +214,13 @@ def test_the_file_before_stays_whole_while_another_is_written(tmp_path: Path) ->
         save_tensors(file, {"t": torch.rand(3, 4).T})
     assert torch.equal(load_tensors(file)["t"], torch.ones(2))
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_a_killed_save_left_under_another_name_goes_with_the_next_one(tree: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (".tmpQ3eU0c", ".state.safetensors.part"):
+        (run / name).write_bytes(b"half")
+    settings = {"method": {"backbone": "resnet10t.c3_in1k", "weights": "random", "image_size": 64, "features": 4}}
+    threecad.fit("padim", tree, run, settings=settings, resume=True)
+    assert not [path.name for path in run.iterdir() if path.name.startswith(".")]

@@ -39,6 +39,9 @@ from threecad.settings import Settings, validate
 FORMAT = 1
 """Version of the run folder; a reader refuses a newer one."""
 
+LEFT_BY_A_KILL = (".*.part", ".tmp*")
+"""Files under names that are never read: ours, and those that safetensors itself writes before it renames."""
+
 LIBRARIES = ("torch", "timm", "numpy", "pillow", "lightning-fabric")
 
 
@@ -168,8 +171,9 @@ class RunFolder:
         record.detector_sha256 = file_sha256(self.detector_file)
         self.write_record(record)
         self.state_file.unlink(missing_ok=True)
-        for left_by_a_kill in self.path.glob(".*.part"):
-            left_by_a_kill.unlink()
+        for pattern in LEFT_BY_A_KILL:
+            for file in self.path.glob(pattern):
+                file.unlink()
 
     def load_detector(self) -> tuple[Detector, RunRecord]:
         """The fitted detector in eval mode, and the record of its fit.
