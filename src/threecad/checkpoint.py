@@ -260,12 +260,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file by name."""
-    return _read(path)[0]
-
-
-def read_about(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors of a safetensors file by name, and the text that was saved with them."""
-    return _read(path)
+    return read_about(path)[0]
 
 
 def write_json(path: Path, content: object) -> None:
@@ -299,7 +294,12 @@ class writing:
             raise RunError(f"cannot write {self.path}: {reason}; is the folder writable, and is there room?") from None
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_about(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors of a safetensors file by name, and the text that was saved with them.
+
+    Raises:
+        RunError: it is missing, damaged, or of another kind.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -323,8 +323,3 @@ def _link_or_copy(source: Path, target: Path) -> None:
             temporary = target.with_name(f".{target.name}.part")
             shutil.copyfile(source, temporary)
             temporary.replace(target)
-
-
-def same_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Whether two sets of tensors are equal bit for bit."""
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
