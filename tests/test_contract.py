@@ -18,11 +18,12 @@ from torch import Tensor
 from threecad.checkpoint import RunFolder
 from threecad.data.loading import Rows
 from threecad.detector import Detector, GradientPhase, Phase, StatisticsPhase
+from threecad.fit_plan import plan_fit
 from threecad.methods import METHODS
 from threecad.records import Batch, Prediction
 from threecad.settings import TrainingSettings
 from threecad.synthesis.textures import ProceduralTextures
-from threecad.training import Interrupted, StepReport, plan_steps, seed_everything, to_tensor, train
+from threecad.training import Interrupted, StepReport, seed_everything, to_tensor, train
 
 CPU = torch.device("cpu")
 
@@ -75,7 +76,7 @@ class Fitted:
 
 def settings_for(detector: Detector) -> TrainingSettings:
     """The fewest steps that give each gradient phase three."""
-    own = plan_steps(detector, ProceduralTextures(), TrainingSettings(batch=2), images=4)
+    own = plan_fit(detector, ProceduralTextures(), TrainingSettings(batch=2), images=4).steps
     phases = list(detector.phases(ProceduralTextures()))
     gradient = [steps for steps, phase in zip(own, phases, strict=True) if isinstance(phase, GradientPhase)]
     steps = max(3 * len(gradient), -(-3 * sum(gradient) // min(gradient))) if gradient else None
@@ -86,7 +87,8 @@ def fit(detector: Detector, settings: TrainingSettings, folder: Path, watch=None
     folder.mkdir(parents=True, exist_ok=True)
     run, fabric = RunFolder(folder), Fabric(accelerator="cpu", devices=1, precision=precision)
     images = rows(parts(4, detector.config.image_size))
-    train(detector, images, ProceduralTextures(), settings, run, fabric, watch)
+    textures = ProceduralTextures()
+    train(detector, images, textures, settings, plan_fit(detector, textures, settings, 4), run, fabric, watch)
     return run
 
 
@@ -286,7 +288,9 @@ def test_after_a_short_fit_a_planted_defect_outscores_the_good_part_and_bf16_ran
     height, width = size = detector.config.image_size
     settings = TrainingSettings(batch=4, steps=steps, schedule="one_cycle", seed=1)
     fabric = Fabric(accelerator="cpu", devices=1)
-    train(detector, rows(parts(16, size)), ProceduralTextures(), settings, RunFolder(tmp_path), fabric)
+    textures = ProceduralTextures()
+    plan = plan_fit(detector, textures, settings, 16)
+    train(detector, rows(parts(16, size)), textures, settings, plan, RunFolder(tmp_path), fabric)
 
     good = parts(4, size, seed=7)
     bad, side = good.copy(), height // 4

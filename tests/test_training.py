@@ -20,12 +20,13 @@ from threecad.checkpoint import RunFolder
 from threecad.data.loading import Rows
 from threecad.detector import Detector, Epochs, GradientPhase, Phase, StatisticsPhase, Steps
 from threecad.errors import RunError
+from threecad.fit_plan import plan_fit
 from threecad.methods import METHODS
 from threecad.records import Batch, Paper, Prediction
 from threecad.schedules import Schedule, constant, milestones, one_cycle
 from threecad.settings import MethodConfig, TrainingSettings
 from threecad.synthesis.textures import ProceduralTextures
-from threecad.training import StepReport, plan_steps, seed_everything, shuffled, to_tensor, train
+from threecad.training import StepReport, seed_everything, shuffled, to_tensor, train
 
 
 class Shade(Detector):
@@ -89,7 +90,9 @@ def run(
     seed_everything((0,), torch.device("cpu"))
     fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
     run_folder = RunFolder(folder)
-    train(detector, numbered(images), ProceduralTextures(), TrainingSettings(**settings), run_folder, fabric, watch)
+    training, textures = TrainingSettings(**settings), ProceduralTextures()
+    plan = plan_fit(detector, textures, training, images)
+    train(detector, numbered(images), textures, training, plan, run_folder, fabric, watch)
     return run_folder
 
 
@@ -158,6 +161,8 @@ def test_without_a_synthesizer_nothing_is_altered(tmp_path: Path) -> None:
 
 class Blot:
     """Paints a grey square whose shade comes from the generator."""
+
+    source = "blots"
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Batch:
         mask = torch.zeros(len(images), 1, *images.shape[-2:])
@@ -246,16 +251,16 @@ def test_reports_and_metrics_csv_tell_every_step(tmp_path: Path) -> None:
 
 def test_steps_of_the_settings_are_shared_by_the_gradient_phases() -> None:
     detector, textures = METHODS["destseg"](METHODS["destseg"].Config.tiny()), ProceduralTextures()
-    own = plan_steps(detector, textures, TrainingSettings(), images=10)
+    own = plan_fit(detector, textures, TrainingSettings(), images=10).steps
     assert len(own) == 2
-    scaled = plan_steps(detector, textures, TrainingSettings(steps=100), images=10)
+    scaled = plan_fit(detector, textures, TrainingSettings(steps=100), images=10).steps
     assert sum(scaled) == 100
     assert scaled[0] / 100 == pytest.approx(own[0] / sum(own), abs=0.01)
 
 
 def test_epochs_are_counted_in_full_batches() -> None:
     def plan(images: int, **phase: object) -> list[int]:
-        return plan_steps(Shade(**phase), ProceduralTextures(), TrainingSettings(), images)
+        return list(plan_fit(Shade(**phase), ProceduralTextures(), TrainingSettings(), images).steps)
 
     assert plan(10, duration=Epochs(2)) == [5, 3]
     assert plan(10, duration=Epochs(2), accumulate=2) == [3, 3]

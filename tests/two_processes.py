@@ -20,6 +20,7 @@ from test_training import Shade, numbered
 from threecad.checkpoint import RunFolder
 from threecad.data.loading import Rows
 from threecad.detector import Detector
+from threecad.fit_plan import plan_fit
 from threecad.methods import METHODS
 from threecad.records import Batch
 from threecad.settings import TrainingSettings
@@ -44,7 +45,9 @@ def fit_all(out: Path, fabric: Fabric) -> None:
         detector, images, settings = prepare(name, fabric.world_size)
         folder = out / name
         folder.mkdir(parents=True, exist_ok=True)
-        train(detector, images, ProceduralTextures(), settings, RunFolder(folder), fabric)
+        textures = ProceduralTextures()
+        plan = plan_fit(detector, textures, settings, len(images))
+        train(detector, images, textures, settings, plan, RunFolder(folder), fabric)
         tensors = {key: tensor.contiguous() for key, tensor in detector.state_dict().items()}
         save_file(tensors, out / f"{name}.{fabric.global_rank}.safetensors")
 

@@ -16,14 +16,14 @@ from threecad.data.loading import Progress, Rows, content_hashes, load_images
 from threecad.data.tree import Category, exclude, fingerprint, read_categories
 from threecad.detector import Detector
 from threecad.errors import DataError, RunError
+from threecad.fit_plan import FitPlan, plan_fit
 from threecad.inference import best_device, predict, resolve_precision
 from threecad.methods import METHODS
 from threecad.nets.weights import file_sha256
 from threecad.records import Sample
 from threecad.settings import Settings, merge, validate
-from threecad.synthesis import TextureSource
 from threecad.synthesis.textures import texture_source
-from threecad.training import Watch, optimizer_steps, seed_everything, train
+from threecad.training import Watch, seed_everything, train
 
 _BUILD = 2**31
 """Stands for a phase in the seed of the detector's construction."""
@@ -110,7 +110,8 @@ def fit(
     device = best_device() if fabric.world_size == 1 else fabric.device
     seed_everything((resolved.training.seed, _BUILD), device)
     detector = METHODS[method](resolved.method)
-    record = _describe(method, resolved, found, textures, detector, fabric)
+    plan = plan_fit(detector, textures, resolved.training, len(found.learnt))
+    record = _describe(method, resolved, found, plan, detector, fabric)
     if before:
         _refuse_other_conditions(before, record, inexact, say)
         if before.finished:
@@ -123,7 +124,7 @@ def fit(
     fabric.barrier()
 
     detector = detector.to(fabric.device).to(memory_format=torch.channels_last)
-    seconds = train(detector, images, textures, resolved.training, run, fabric, watch)
+    seconds = train(detector, images, textures, resolved.training, plan, run, fabric, watch)
     if fabric.is_global_zero:
         record.duration_s = round(seconds, 1)
         held_out = _pixels(found.held_out, found, size, progress)
@@ -184,7 +185,7 @@ def _pixels(samples: Sequence[Sample], data: FitData, size: tuple[int, int], pro
 
 
 def _describe(
-    method: str, settings: Settings, data: FitData, textures: TextureSource, detector: Detector, fabric: Fabric
+    method: str, settings: Settings, data: FitData, plan: FitPlan, detector: Detector, fabric: Fabric
 ) -> RunRecord:
     """What `run.json` says before the first step."""
     file = backbone_file(detector)
@@ -197,10 +198,10 @@ def _describe(
         precision=resolve_precision(settings.training.precision, fabric.device),
         threads=torch.get_num_threads(),
         devices=fabric.world_size,
-        steps=optimizer_steps(detector, textures, settings.training, len(data.learnt)),
+        steps=plan.optimizer_steps,
         backbone=getattr(settings.method, "backbone", None),
         weights_sha256=file_sha256(file) if file else None,
-        texture_source=textures.name if "textures" in METHODS.paper(method).needs else None,
+        texture_source=plan.textures,
         data_fingerprint=data.fingerprint,
         exclusions=_lines(settings.data.exclude),
         holdout=[data.categories[0].path_in_root(sample.image) for sample in data.held_out],

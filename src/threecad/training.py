@@ -8,7 +8,6 @@ state of a random generator has to be saved, and a run that was killed goes on w
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 import signal
 import threading
@@ -26,8 +25,8 @@ from torch import Tensor, nn
 from threecad.allocation import keep_freed_memory
 from threecad.checkpoint import RunFolder, load_own, own_tensors
 from threecad.data.loading import Rows
-from threecad.detector import Detector, Epochs, GradientPhase, Phase, StatisticsPhase, Steps
-from threecad.errors import SettingsError
+from threecad.detector import Detector, Epochs, GradientPhase, Phase, StatisticsPhase
+from threecad.fit_plan import FitPlan
 from threecad.records import Batch
 from threecad.resuming import MetricsLog, SavedState, optimizer_tensors
 from threecad.schedules import Schedule, one_cycle
@@ -59,6 +58,7 @@ def train(
     images: Rows,
     textures: TextureSource,
     settings: TrainingSettings,
+    plan: FitPlan,
     run: RunFolder,
     fabric: Fabric,
     watch: Watch | None = None,
@@ -67,6 +67,7 @@ def train(
 
     Args:
         images: good images, (N, H, W, 3) uint8.
+        plan: what `plan_fit` says of the same detector, textures, settings and images.
         run: folder for `metrics.csv` and the state from which an interrupted fit resumes.
         fabric: launched; says on which device, in which precision, with how many processes.
 
@@ -75,45 +76,10 @@ def train(
         Interrupted: Ctrl-C or SIGTERM came; the state is saved.
     """
     keep_freed_memory()
-    loop = _Loop(detector, images, textures, settings, run, fabric, watch)
+    loop = _Loop(detector, images, textures, settings, plan, run, fabric, watch)
     with _asked_to_stop() as asked:
         loop.run_phases(asked)
     return loop.elapsed_s()
-
-
-def plan_steps(detector: Detector, textures: TextureSource, settings: TrainingSettings, images: int) -> list[int]:
-    """Steps of each phase: the method's own, or the gradient phases rescaled to share `settings.steps`."""
-    batch = batch_size(detector, settings, images)
-    phases = list(detector.phases(textures))
-    own = [_own_steps(phase, batch, images) for phase in phases]
-    total = sum(steps for steps, phase in zip(own, phases, strict=True) if isinstance(phase, GradientPhase))
-    if settings.steps is None or not total:
-        return own
-    return [
-        max(1, round(steps * settings.steps / total)) if isinstance(phase, GradientPhase) else steps
-        for steps, phase in zip(own, phases, strict=True)
-    ]
-
-
-def optimizer_steps(detector: Detector, textures: TextureSource, settings: TrainingSettings, images: int) -> int:
-    """Optimiser steps of the whole fit; looks of statistics phases do not count."""
-    plan = plan_steps(detector, textures, settings, images)
-    phases = detector.phases(textures)
-    return sum(steps for steps, phase in zip(plan, phases, strict=True) if isinstance(phase, GradientPhase))
-
-
-def batch_size(detector: Detector, settings: TrainingSettings, images: int) -> int:
-    """Images a step, over all devices together: what was asked for or the method's own, but no more than there are.
-
-    Raises:
-        SettingsError: the devices cannot share them evenly.
-    """
-    batch = min(settings.batch or detector.batch, images)
-    if batch % settings.devices:
-        raise SettingsError(
-            f"setting 'training.batch': expected a multiple of the {settings.devices} devices, found {batch} images"
-        )
-    return batch
 
 
 class _Loop:
@@ -123,14 +89,14 @@ class _Loop:
         images: Rows,
         textures: TextureSource,
         settings: TrainingSettings,
+        plan: FitPlan,
         run: RunFolder,
         fabric: Fabric,
         watch: Watch | None,
     ) -> None:
         self.detector, self.images, self.textures = detector, images, textures
         self.settings, self.run, self.fabric, self.watch = settings, run, fabric, watch
-        self.batch = batch_size(detector, settings, len(images))
-        self.plan = plan_steps(detector, textures, settings, len(images))
+        self.batch, self.steps = plan.batch, plan.steps
         self.started_at = self.saved_at = time.monotonic()
         self.before_s, self.save_cost_s = 0.0, 0.0
 
@@ -159,7 +125,7 @@ class _Loop:
         self, index: int, phase: GradientPhase, resume: SavedState | None, log: MetricsLog, asked: Callable[[], bool]
     ) -> None:
         """A gradient phase: one optimiser step after another."""
-        steps, schedule = self.plan[index], self._schedule(phase)
+        steps, schedule = self.steps[index], self._schedule(phase)
         rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in phase.optimizers]
         if resume and resume.step:
             resume.restore(phase.optimizers)
@@ -187,7 +153,7 @@ class _Loop:
                 self._report(index, phase, step + 1, values, rate)
                 self._maybe_save(index, step + 1, phase.optimizers, log, asked)
         self._agree_on_buffers()
-        if index + 1 < len(self.plan):
+        if index + 1 < len(self.steps):
             self._save(index + 1, 0, (), log)
 
     def _observe(self, index: int, phase: StatisticsPhase, log: MetricsLog, asked: Callable[[], bool]) -> None:
@@ -196,7 +162,7 @@ class _Loop:
         for name in state:
             state[name] = state[name].to(self.fabric.device)
         with _only_training(self.detector, ()), torch.no_grad():
-            for step in range(self.plan[index]):
+            for step in range(self.steps[index]):
                 if isinstance(phase.duration, Epochs):
                     batch = self._slice(index, phase, step)
                 else:
@@ -210,7 +176,7 @@ class _Loop:
             for name, tensor in state.items():
                 state[name].copy_(torch.as_tensor(self.fabric.all_reduce(tensor, reduce_op="sum")))
             phase.conclude()
-        if index + 1 < len(self.plan):
+        if index + 1 < len(self.steps):
             self._save(index + 1, 0, (), log)
 
     def _agree_on_buffers(self) -> None:
@@ -246,8 +212,8 @@ class _Loop:
 
     def _report(self, index: int, phase: Phase, step: int, terms: Mapping[str, float], rate: float | None) -> None:
         if self.watch:
-            done = (sum(self.plan[:index]) + step) / sum(self.plan)
-            self.watch(StepReport(phase.name, step, self.plan[index], done, terms, rate))
+            done = (sum(self.steps[:index]) + step) / sum(self.steps)
+            self.watch(StepReport(phase.name, step, self.steps[index], done, terms, rate))
 
     def _maybe_save(
         self,
@@ -318,13 +284,6 @@ def to_tensor(pixels: np.ndarray, device: torch.device | str) -> Tensor:
     """Images (B, 3, H, W) in [0, 1], channels last, from pixels (B, H, W, 3) uint8."""
     tensor = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
     return tensor.permute(0, 3, 1, 2).to(torch.float32).div_(255)
-
-
-def _own_steps(phase: Phase, batch: int, images: int) -> int:
-    if isinstance(phase.duration, Steps):
-        return phase.duration.count
-    effective = batch * (phase.accumulate if isinstance(phase, GradientPhase) else 1)
-    return max(1, math.ceil(phase.duration.count * images / effective))
 
 
 @contextmanager

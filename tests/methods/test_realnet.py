@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from threecad.detector import Steps
+from threecad.fit_plan import plan_fit
 from threecad.methods.realnet import RealNet, RealNetConfig, ResidualSelection, UNet, selection_error, smallest
 from threecad.records import Batch
+from threecad.settings import TrainingSettings
 from threecad.synthesis.textures import ProceduralTextures
 
 
@@ -160,6 +162,8 @@ def test_generated_pictures_take_the_place_of_textures_with_their_own_opacity(tm
         assert not phase.synthesizer.augment
         assert phase.synthesizer.textures.name.startswith(f"folder:{tmp_path.name}#")
     assert (selection.synthesizer.share, joint.synthesizer.share) == (1.0, 0.5)
+    plan = plan_fit(detector, ProceduralTextures(), TrainingSettings(), images=16)
+    assert plan.textures == selection.synthesizer.source  # what the run's record says
     batch = selection.synthesizer(torch.zeros(8, 3, 128, 128), torch.Generator().manual_seed(0))
     inside = batch.augmented[batch.mask.expand_as(batch.augmented) > 0] * 255
     assert inside.min() >= 99 and inside.max() <= 200.01

@@ -139,3 +139,20 @@ def test_the_rate_falls_to_a_tenth_at_four_fifths_and_gradients_are_clipped(dete
 def test_an_image_that_the_window_covers_is_an_error_that_names_the_least_size() -> None:
     with pytest.raises(SettingsError, match=r"found 4×4; take an image_size of 128 px"):
         validate({"method": {"weights": "random", "image_size": 64}}, UniADConfig)
+
+
+def test_standardised_features_have_mean_0_and_spread_1_over_the_good_parts() -> None:
+    torch.manual_seed(0)
+    detector = UniAD(UniADConfig.tiny().model_copy(update={"standardised": True})).eval()
+    looked, _ = detector.phases(textures=ProceduralTextures())
+    images = torch.rand(6, 3, 128, 128)
+    with torch.no_grad():
+        before = detector._features(images)
+        for image in images.split(2):
+            looked.observe(Batch(image, image, image[:, :1]))
+        looked.conclude()
+        features = detector._features(images)
+    varying = detector.standardise.spread > 1e-3
+    assert (before.std(dim=(0, 2, 3)) - 1)[varying].abs().max() > 0.1
+    torch.testing.assert_close(features.mean(dim=(0, 2, 3)), torch.zeros(features.shape[1]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(features.std(dim=(0, 2, 3))[varying], torch.ones(int(varying.sum())), rtol=0.02, atol=0)

@@ -178,6 +178,9 @@ class RectangleNoise:
     reseed: bool = False
     """Whether each image gets another part of the noise."""
 
+    source = None
+    """No texture."""
+
     @torch.no_grad()
     def __call__(self, images: Tensor, generator: Generator) -> Batch:
         """`images` (B, 3, H, W) in [0, 1] clean and noisy; deterministic from `generator`."""

@@ -42,6 +42,7 @@ from threecad.detector import Detector, Epochs, GradientPhase, Phase, Preset, St
 from threecad.methods import METHODS
 from threecad.nets.maps import GaussianBlur, full_precision, upsample
 from threecad.nets.pyramid import Pyramid
+from threecad.nets.standardisation import Standardisation
 from threecad.records import Batch, Prediction
 from threecad.settings import BackboneConfig
 from threecad.synthesis import TextureSource
@@ -101,9 +102,6 @@ class SimpleNet(Detector):
     )
     config: SimpleNetConfig
 
-    mean: Tensor  # (D,) of each value of a patch's vector over good parts; 0 unless `standardised`
-    spread: Tensor  # (D,) likewise; 1 unless `standardised`
-
     def __init__(self, config: SimpleNetConfig) -> None:
         super().__init__(config)
         self.patches = PatchFeatures(Pyramid(config.backbone, config.weights, strides=(8, 16)))
@@ -113,9 +111,8 @@ class SimpleNet(Detector):
         for layer in [self.adaptor, *self.discriminator]:
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_normal_(layer.weight)
+        self.standardise = Standardisation(values)
         self.smooth = GaussianBlur(config.sigma_px)
-        self.register_buffer("mean", torch.zeros(values))
-        self.register_buffer("spread", torch.ones(values))
 
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = -D(G(patch)), upsampled and smoothed; score = the highest patch, before either."""
@@ -127,7 +124,13 @@ class SimpleNet(Detector):
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
         """Adaptor and discriminator together; before, where vectors are standardised, one look at the good parts."""
         if self.config.standardised:
-            yield self._standardisation()
+            sums = self.standardise.empty_sums()
+            yield StatisticsPhase(
+                "standardisation",
+                sums,
+                observe=lambda batch: self.standardise.add(sums, self.patches(batch.image)),
+                conclude=lambda: self.standardise.conclude(sums),
+            )
         yield GradientPhase(
             "discrimination",
             losses=self.losses,
@@ -149,25 +152,7 @@ class SimpleNet(Detector):
 
     def _describe(self, image: Tensor) -> Tensor:
         """Vectors (B, H/8, W/8, D) of the patches."""
-        return (self.patches(image) - self.mean) / self.spread
-
-    def _standardisation(self) -> StatisticsPhase:
-        """Mean and spread of each value of the vectors over the good parts."""
-        state = {"count": self.mean.new_zeros((), dtype=torch.float64)}
-        state |= {name: self.mean.new_zeros(self.mean.shape, dtype=torch.float64) for name in ("sum", "square")}
-
-        def observe(batch: Batch) -> None:
-            vectors = self.patches(batch.image).flatten(0, 2).double()
-            state["count"] += len(vectors)
-            state["sum"] += vectors.sum(dim=0)
-            state["square"] += vectors.square().sum(dim=0)
-
-        def conclude() -> None:
-            mean = state["sum"] / state["count"]
-            self.mean.copy_(mean)
-            self.spread.copy_((state["square"] / state["count"] - mean.square()).clamp_min(1e-8).sqrt())
-
-        return StatisticsPhase("standardisation", state, observe, conclude)
+        return self.standardise(self.patches(image))
 
 
 def truncated_loss(good: Tensor, noisy: Tensor) -> tuple[Tensor, Tensor]:

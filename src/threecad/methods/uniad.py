@@ -24,6 +24,10 @@ Differences
       - The last epoch is kept, not the best on the test set; an AUROC below 0.5 is not turned around; image labels come
         from folders.
       - Other sizes than 224×224 get their own grid of tokens; the window stays 7×7.
+    ours, off in the `paper` preset
+      - `standardised`: features of EfficientNet-Lite0 have spreads of 3 to 8; the steps that the last layer needs to
+        reach that scale are lacking elsewhere. One look at the good images beforehand brings each channel to mean 0
+        and spread 1.
 """
 
 from __future__ import annotations
@@ -37,10 +41,11 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from threecad.detector import Detector, Epochs, GradientPhase, Phase, Preset
+from threecad.detector import Detector, Epochs, GradientPhase, Phase, Preset, StatisticsPhase
 from threecad.methods import METHODS
 from threecad.nets.maps import full_precision, upsample
 from threecad.nets.pyramid import Pyramid
+from threecad.nets.standardisation import Standardisation
 from threecad.records import Batch, Prediction
 from threecad.schedules import milestones
 from threecad.settings import BackboneConfig
@@ -83,6 +88,9 @@ class UniADConfig(BackboneConfig):
     jitter: float = 20.0
     """Strength of the noise on the tokens in training."""
 
+    standardised: bool = False
+    """Bring each channel to mean 0 and spread 1 over the good parts first (ours, not the paper's)."""
+
     learning_rate: float = 1e-4
     """Rate of AdamW at the schedule's 1."""
 
@@ -119,13 +127,18 @@ class UniAD(Detector):
     Config = UniADConfig
     scope = "dataset"
     batch = 64
-    quick = Preset(method={"learning_rate": 1e-3}, training={"steps": 250, "batch": 8, "schedule": "one_cycle"})
+    quick = Preset(
+        method={"standardised": True, "dropout": 0.0, "learning_rate": 5e-4},
+        training={"steps": 1000, "batch": 8, "schedule": "one_cycle"},
+    )
     config: UniADConfig
 
     def __init__(self, config: UniADConfig) -> None:
         super().__init__(config)
         self.backbone = Pyramid(config.backbone, config.weights, STRIDES)
-        self.transformer = Transformer(config, sum(self.backbone.channels))
+        channels = sum(self.backbone.channels)
+        self.standardise = Standardisation(channels)
+        self.transformer = Transformer(config, channels)
 
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = upsample ‖f - f_rec‖₂; score = its maximum after 16×16 average pooling."""
@@ -136,7 +149,15 @@ class UniAD(Detector):
         return Prediction(anomaly_map, F.avg_pool2d(anomaly_map, POOL_PX, stride=1).amax(dim=(1, 2, 3)))
 
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
-        """One phase of AdamW; no synthetic anomalies."""
+        """One phase of AdamW; before, where features are standardised, one look at the good parts."""
+        if self.config.standardised:
+            sums = self.standardise.empty_sums()
+            yield StatisticsPhase(
+                "standardisation",
+                sums,
+                observe=lambda batch: self.standardise.add(sums, self._tokens(batch.image)),
+                conclude=lambda: self.standardise.conclude(sums),
+            )
         yield GradientPhase(
             "reconstruction",
             losses=self.losses,
@@ -158,9 +179,13 @@ class UniAD(Detector):
 
     def _features(self, image: Tensor) -> Tensor:
         """f: features of all strides at the coarsest one's grid, (B, C, H/16, W/16)."""
+        return self.standardise(self._tokens(image)).movedim(-1, 1)
+
+    def _tokens(self, image: Tensor) -> Tensor:
+        """What the backbone sees at each position of that grid, (B, H/16, W/16, C)."""
         features = self.backbone(image)
         size = features[-1].shape[-2:]
-        return torch.cat([upsample(f, size) for f in features], dim=1)
+        return torch.cat([upsample(f, size) for f in features], dim=1).movedim(1, -1)
 
     def _reconstruct(self, features: Tensor) -> Tensor:
         """f_rec of `features`, both (B, C, h, w)."""

@@ -12,6 +12,10 @@ from threecad.records import Batch
 class Synthesizer(Protocol):
     """Puts synthetic anomalies into a batch of normal images, on the device they are on."""
 
+    @property
+    def source(self) -> str | None:
+        """Name of the texture source of their appearance, for the record; None where it is no texture's."""
+
     def __call__(self, images: Tensor, generator: Generator) -> Batch:
         """A batch from normal `images` (B, 3, H, W) in [0, 1]; deterministic from `generator` alone.
 

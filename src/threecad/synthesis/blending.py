@@ -46,6 +46,11 @@ class TextureSynthesizer:
     foreground: Callable[[Tensor], Tensor] | None = None
     """From images (B, 3, H, W) to (B, 1, H, W), 1.0 where an anomaly may lie; None: anywhere. RealNet's option."""
 
+    @property
+    def source(self) -> str:
+        """The texture source's name."""
+        return self.textures.name
+
     @torch.no_grad()
     def __call__(self, images: Tensor, generator: Generator) -> Batch:
         """A batch whose `image` is `images`, rotated where `rotate_clean` says so; deterministic from `generator`."""
