@@ -7,7 +7,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from threecad.data.loading import Rows, clear_packs, content_hashes, load_images, load_masks, ordered, packs
+from threecad.data.loading import Rows, clear_packs, content_hashes, load_images, load_masks, packs
 from threecad.data.tree import Category, read_category
 from threecad.errors import DataError
 from threecad.images import read_image, read_mask
@@ -223,23 +222,3 @@ def test_rows_are_chosen_rows_of_a_pack() -> None:
     assert len(rows) == 3
     assert np.array_equal(rows[np.array([0, 1])], pack[[4, 0]])
     assert np.array_equal(np.stack(list(rows)), pack[[4, 0, 2]])
-
-
-def test_work_in_threads_comes_back_in_order_and_does_not_run_ahead() -> None:
-    started, lock = [], threading.Lock()
-
-    def work(number: int) -> int:
-        with lock:
-            started.append(number)
-        time.sleep(0.001 * (number % 3))
-        return number * number
-
-    results = ordered(work, range(100), ahead=4)
-    assert [next(results) for _ in range(3)] == [0, 1, 4]
-    assert len(started) <= 3 + 4 + 1
-    assert list(results) == [number * number for number in range(3, 100)]
-
-
-def test_an_error_in_a_thread_reaches_the_caller() -> None:
-    with pytest.raises(ZeroDivisionError):
-        list(ordered(lambda number: 1 // number, [2, 1, 0, 5]))

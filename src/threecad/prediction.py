@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from threecad.checkpoint import RunFolder, write_text, writing
-from threecad.data.loading import Progress, ordered
+from threecad.data.loading import Progress
 from threecad.errors import DataError
 from threecad.images import IMAGE_SUFFIXES, read_image, write_png, write_tiff
 from threecad.inference import Found, at_size, good_share, predict
 from threecad.report.overlay import Scale, overlay
+from threecad.threads import ordered
 
 COLUMNS = ("image", "score", "good_share", "map", "overlay", "error")
 

@@ -15,12 +15,10 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -29,15 +27,13 @@ from threecad.data.tree import check_sizes
 from threecad.errors import DataError
 from threecad.images import read_image, read_mask
 from threecad.records import Sample
+from threecad.threads import ordered
 
 RULE = "pillow bilinear antialiased square; masks nearest; 1"
 """What makes pixels out of files; a change of it makes every older pack unfindable."""
 
 Progress = Callable[[int, int], None]
 """Called with how many are done and how many there are."""
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -91,21 +87,6 @@ def load_masks(samples: Sequence[Sample], size: tuple[int, int], progress: Progr
         return read_mask(sample.mask, size)
 
     return _load("masks", samples, size, (), read, progress)
-
-
-def ordered(function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 16) -> Iterator[Result]:
-    """`map` in threads: results in order, at most `ahead` of them waiting."""
-    executor = ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 2), thread_name_prefix="decode")
-    pending: deque[Any] = deque()
-    try:
-        for item in items:
-            pending.append(executor.submit(function, item))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
 
 
 def content_hashes(paths: Sequence[Path]) -> list[str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, NamedTuple
@@ -20,8 +19,9 @@ import numpy as np
 
 from threecad.errors import MetricError
 from threecad.metrics.image import Ranking
-from threecad.metrics.reading import as_map, as_mask, copied, in_order, pairs, release_pages, require_reiterable
+from threecad.metrics.reading import as_map, as_mask, copied, pairs, release_pages, require_reiterable
 from threecad.regions import label_regions
+from threecad.threads import ordered
 
 PRO_LIMIT = 0.3
 """False-positive rate up to which PRO counts."""
@@ -85,27 +85,26 @@ def pixel_scores(
     """
     require_reiterable(maps, "maps")
     require_reiterable(masks, "masks")
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        survey = _survey(maps, masks, pool, threads)
-        left_out = _checked_flags(left_out_of_pro, survey)
-        if not survey.defects:
-            raise MetricError(f"pixel metrics need defect pixels, found none in {survey.n_images} masks")
-        scores = np.concatenate([defect.scores for defect in survey.defects]).astype(survey.dtype, copy=False)
-        weights = np.concatenate([defect.weights for defect in survey.defects])
-        n_regions = sum(defect.n_regions for defect in survey.defects)
-        areas = [defect.pro for defect in survey.defects]
-        survey.defects.clear()
-        if scores.size == survey.n_pixels:
-            raise MetricError(f"pixel metrics need normal pixels, found none: all {survey.n_images} masks are full")
+    survey = _survey(maps, masks, threads)
+    left_out = _checked_flags(left_out_of_pro, survey)
+    if not survey.defects:
+        raise MetricError(f"pixel metrics need defect pixels, found none in {survey.n_images} masks")
+    scores = np.concatenate([defect.scores for defect in survey.defects]).astype(survey.dtype, copy=False)
+    weights = np.concatenate([defect.weights for defect in survey.defects])
+    n_regions = sum(defect.n_regions for defect in survey.defects)
+    areas = [defect.pro for defect in survey.defects]
+    survey.defects.clear()
+    if scores.size == survey.n_pixels:
+        raise MetricError(f"pixel metrics need normal pixels, found none: all {survey.n_images} masks are full")
 
-        order = np.argsort(scores)
-        scores, weights = scores[order], weights[order]
-        del order
-        first = np.flatnonzero(np.concatenate([[True], scores[1:] != scores[:-1]]))
-        edges, weights_at = scores[first], np.add.reduceat(weights, first)
-        positives_at = np.diff(first, append=scores.size)
-        del scores, weights, first
-        in_pro, everywhere = _rank(maps, edges, positives_at, left_out, survey, pool, threads)
+    order = np.argsort(scores)
+    scores, weights = scores[order], weights[order]
+    del order
+    first = np.flatnonzero(np.concatenate([[True], scores[1:] != scores[:-1]]))
+    edges, weights_at = scores[first], np.add.reduceat(weights, first)
+    positives_at = np.diff(first, append=scores.size)
+    del scores, weights, first
+    in_pro, everywhere = _rank(maps, edges, positives_at, left_out, survey, threads)
 
     if not in_pro.n_negatives:
         raise MetricError("P-PRO needs normal pixels, found none outside the images that are left out of it")
@@ -144,7 +143,7 @@ class _Survey:
     defects: list[_Defect] = field(default_factory=list)
 
 
-def _survey(maps: Iterable[Any], masks: Iterable[Any], pool: ThreadPoolExecutor, threads: int) -> _Survey:
+def _survey(maps: Iterable[Any], masks: Iterable[Any], threads: int) -> _Survey:
     survey = _Survey()
 
     def defective() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -160,7 +159,7 @@ def _survey(maps: Iterable[Any], masks: Iterable[Any], pool: ThreadPoolExecutor,
                 yield index, copied(index, anomaly_map), mask
             release_pages(given_mask)
 
-    survey.defects.extend(in_order(pool, threads, lambda arguments: _examine(*arguments), defective()))
+    survey.defects.extend(ordered(lambda arguments: _examine(*arguments), defective(), ahead=threads, threads=threads))
     return survey
 
 
@@ -252,7 +251,6 @@ def _rank(
     positives_at: np.ndarray,
     left_out: np.ndarray,
     survey: _Survey,
-    pool: ThreadPoolExecutor,
     threads: int,
 ) -> tuple[Ranking, Ranking]:
     """The ranking of the pixels of the images that take part in P-PRO, and that of all pixels."""
@@ -262,7 +260,7 @@ def _rank(
         is_left_out, pixels = batch
         (counts_left_out if is_left_out else counts).add(pixels)
 
-    for _ in in_order(pool, threads, count, _batches(maps, left_out, survey.dtype)):
+    for _ in ordered(count, _batches(maps, left_out, survey.dtype), ahead=threads, threads=threads):
         pass
     if (found := counts.n_pixels + counts_left_out.n_pixels) != survey.n_pixels:
         raise MetricError(

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import mmap
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from threecad.errors import MetricError
-
-Argument = TypeVar("Argument")
-Result = TypeVar("Result")
 
 
 def require_reiterable(items: Iterable[Any], name: str) -> None:
@@ -84,17 +79,3 @@ def release_pages(array: Any) -> None:
         array = array.base
     if of_file and isinstance(array, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         array.madvise(mmap.MADV_DONTNEED)
-
-
-def in_order(
-    pool: ThreadPoolExecutor, threads: int, function: Callable[[Argument], Result], arguments: Iterable[Argument]
-) -> Iterator[Result]:
-    """Results in the order of `arguments`, of which only as many are drawn as keep the threads busy."""
-    running: deque[Future[Result]] = deque()
-    for argument in arguments:
-        running.append(pool.submit(function, argument))
-        del argument
-        if len(running) > threads:
-            yield running.popleft().result()
-    while running:
-        yield running.popleft().result()
