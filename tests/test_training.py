@@ -276,6 +276,7 @@ def test_in_bf16_losses_and_parameters_are_float32(tmp_path: Path) -> None:
     run(rough, tmp_path / "rough", precision="bf16-mixed", watch=reports.append)
     assert {tensor.dtype for tensor in rough.state_dict().values()} == {torch.float32}
     assert not torch.equal(exact.colour.weight, rough.colour.weight), "the network ran in float32"
+    assert torch.equal(exact.batches[0].augmented, rough.batches[0].augmented), "images were rounded to bf16"
     torch.testing.assert_close(exact.colour.weight, rough.colour.weight, rtol=0.05, atol=0.02)
 
 

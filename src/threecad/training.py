@@ -140,7 +140,7 @@ class _Loop:
                     batch = self._batch(index, phase, step * phase.accumulate + part)
                     waits = self.fabric.world_size > 1 and part < phase.accumulate - 1
                     with self.fabric.no_backward_sync(losses) if waits else nullcontext():
-                        terms = losses(batch.image, batch.augmented, batch.mask)
+                        terms = losses(lambda batch=batch: batch)
                         self.fabric.backward(torch.stack(list(terms.values())).sum())
                 for optimizer in optimizers:
                     if phase.clip_norm is not None:
@@ -248,14 +248,17 @@ class _Loop:
 
 
 class _Losses(nn.Module):
-    """A phase's losses as a module: what Fabric wraps for mixed precision and for data-parallel reduction."""
+    """A phase's losses as a module: what Fabric wraps for mixed precision and for data-parallel reduction.
+
+    The batch comes in a function: as it is, Fabric would cast it to bf16, which is off by up to half a grey level.
+    """
 
     def __init__(self, detector: Detector, phase: GradientPhase) -> None:
         super().__init__()
         self.detector, self.phase = detector, phase
 
-    def forward(self, image: Tensor, augmented: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        return self.phase.losses(Batch(image, augmented, mask))
+    def forward(self, take: Callable[[], Batch]) -> dict[str, Tensor]:
+        return self.phase.losses(take())
 
     def train(self, mode: bool = True) -> _Losses:
         """Modes were set for the phase and stay."""

@@ -168,3 +168,17 @@ def test_generated_pictures_take_the_place_of_textures_with_their_own_opacity(tm
     inside = batch.augmented[batch.mask.expand_as(batch.augmented) > 0] * 255
     assert inside.min() >= 99 and inside.max() <= 200.01
     assert F.mse_loss(inside, inside.round()).item() < 1e-3  # whole levels, as after a cast to uint8
+
+
+def test_standardised_features_have_mean_0_and_spread_1_over_the_good_parts() -> None:
+    torch.manual_seed(0)
+    detector = RealNet(RealNetConfig.tiny().model_copy(update={"standardised": True})).eval()
+    looked, *_ = detector.phases(ProceduralTextures())
+    images = torch.rand(6, 3, 128, 128)
+    with torch.no_grad():
+        for image in images.split(2):
+            looked.observe(Batch(image, image, image[:, :1]))
+        looked.conclude()
+        for features in detector._backbone(images):
+            torch.testing.assert_close(features.mean(dim=(0, 2, 3)), torch.zeros(features.shape[1]), rtol=0, atol=1e-4)
+            assert features.std(dim=(0, 2, 3)).median() == pytest.approx(1, abs=0.02)

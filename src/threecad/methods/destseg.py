@@ -100,8 +100,8 @@ class DeSTSeg(Detector):
     Config = DeSTSegConfig
     batch = 32
     quick = Preset(
-        method={"student": EMBEDDED_BACKBONE, "width": 32},
-        training={"steps": 300, "batch": 8, "schedule": "one_cycle"},
+        method={"student": EMBEDDED_BACKBONE, "width": 32, "student_steps": 2500, "segmenter_steps": 2500},
+        training={"steps": 400, "batch": 8, "schedule": "one_cycle"},
     )
     config: DeSTSegConfig
 

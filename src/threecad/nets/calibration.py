@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from threecad.nets.gaussians import PositionGaussians
 from threecad.nets.maps import GaussianBlur, full_precision, upsample
 from threecad.nets.pyramid import Pyramid
+from threecad.nets.sums import joined, of_part
 from threecad.records import Prediction
 
 MAP_FLOOR, SCORE_WEIGHT = 0.3, 0.5
@@ -57,24 +58,20 @@ class Calibration(nn.Module):
 
     def empty_sums(self) -> dict[str, Tensor]:
         """Sums of all scales over no images, by "scale name"."""
-        return {f"{i} {name}": t for i, scale in enumerate(self._gaussians()) for name, t in scale.empty_sums().items()}
+        return joined(scale.empty_sums() for scale in self._gaussians())
 
     def add(self, sums: Mapping[str, Tensor], features: Sequence[Tensor], others: Sequence[Tensor]) -> None:
         """Add a batch's differences to the sums, in place."""
         for i, (f, o) in enumerate(zip(features, others, strict=True)):
-            PositionGaussians.add(_of_scale(sums, i), _differences(f, o))
+            PositionGaussians.add(of_part(sums, i), _differences(f, o))
 
     def conclude(self, sums: Mapping[str, Tensor], ridge: float) -> None:
         """Means and whitening factors from the sums."""
         for i, scale in enumerate(self._gaussians()):
-            scale.conclude(_of_scale(sums, i), ridge, relative=True)
+            scale.conclude(of_part(sums, i), ridge, relative=True)
 
     def _gaussians(self) -> list[PositionGaussians]:
         return cast("list[PositionGaussians]", list(self.scales))
-
-
-def _of_scale(sums: Mapping[str, Tensor], scale: int) -> dict[str, Tensor]:
-    return {name.partition(" ")[2]: tensor for name, tensor in sums.items() if name.startswith(f"{scale} ")}
 
 
 def _differences(features: Tensor, others: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Features in units of their spread over good parts (ours; an option of SimpleNet and UniAD)."""
+"""Features in units of their spread over good parts (ours; an option of SimpleNet, UniAD and RealNet)."""
 
 from __future__ import annotations
 
