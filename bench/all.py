@@ -16,6 +16,7 @@ RUNS = (
     ("Training step and inference", ["networks.py"]),
     ("Metrics", ["metrics.py"]),
     ("PaDiM", ["padim.py"]),
+    ("Weight", ["sizes.py"]),
     ("Start", ["startup.py"]),
 )
 

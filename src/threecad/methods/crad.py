@@ -96,7 +96,7 @@ class CRAD(Detector):
     Config = CRADConfig
     scope = "dataset"
     batch = 64
-    quick = Preset(method={"expansion": 1}, training={"steps": 300, "batch": 8, "schedule": "one_cycle"})
+    quick = Preset(method={"expansion": 1}, training={"steps": 600, "batch": 8, "schedule": "one_cycle"})
     config: CRADConfig
 
     def __init__(self, config: CRADConfig) -> None:

@@ -86,7 +86,7 @@ class DRAEM(Detector):
             "discriminator_widths": (16, 32, 64, 128, 128, 128),
             "learning_rate": 2e-3,
         },
-        training={"steps": 300, "batch": 8, "schedule": "one_cycle"},
+        training={"steps": 1000, "batch": 8, "schedule": "one_cycle"},
     )
     config: DRAEMConfig
 

@@ -71,7 +71,7 @@ class RD(Detector):
     batch = 16
     quick = Preset(
         method={"learning_rate": 2e-3},
-        training={"steps": 250, "batch": 8, "schedule": "one_cycle"},
+        training={"steps": 500, "batch": 8, "schedule": "one_cycle"},
     )
     config: RDConfig
 

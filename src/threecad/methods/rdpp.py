@@ -93,7 +93,7 @@ class RDPP(Detector):
     batch = 16
     quick = Preset(
         method={"learning_rate": 2e-3},
-        training={"steps": 80, "batch": 8, "schedule": "one_cycle"},
+        training={"steps": 160, "batch": 8, "schedule": "one_cycle"},
     )
     config: RDPPConfig
 

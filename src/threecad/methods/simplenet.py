@@ -98,7 +98,7 @@ class SimpleNet(Detector):
             "adaptor_rate": 5e-4,
             "discriminator_rate": 1e-3,
         },
-        training={"steps": 250, "batch": 2, "schedule": "one_cycle"},
+        training={"steps": 500, "batch": 2, "schedule": "one_cycle"},
     )
     config: SimpleNetConfig
 
