@@ -24,8 +24,8 @@ Differences
       - Other teachers than ResNet-18: the student keeps its own architecture and gets a 1×1 head at each scale where
         the channels differ, or where the teacher's features can be negative.
     kept from the official code
-      - The student's loss sums over the images of a batch, so that the batch scales its rate; with several devices it is
-        the share of one of them that does.
+      - The student's loss sums over the images of a batch, so that the batch scales its rate; with several devices, the
+        share of one of them.
 """
 
 from __future__ import annotations
