@@ -36,7 +36,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -47,9 +46,9 @@ from threecad.methods import METHODS
 from threecad.nets.maps import full_precision, upsample
 from threecad.nets.pyramid import Pyramid
 from threecad.nets.standardisation import Standardisation
-from threecad.nets.sums import joined, of_part
 from threecad.records import Batch, Prediction
 from threecad.settings import BackboneConfig
+from threecad.shared_phases import standardisation_phase
 from threecad.synthesis import TextureSource
 from threecad.synthesis.blending import TextureSynthesizer
 from threecad.synthesis.textures import FolderTextures
@@ -136,7 +135,9 @@ class RealNet(Detector):
         Before, where features are standardised, one look at the good parts.
         """
         if self.config.standardised:
-            yield self._standardisation()
+            yield standardisation_phase(
+                self.standardise, lambda image: [f.movedim(1, -1) for f in self.backbone(image)]
+            )
         source, opacity = textures, (0.2, 1.0)
         if self.config.sdas_dir is not None:
             source, opacity = FolderTextures(self.config.sdas_dir), (0.5, 1.0)
@@ -174,21 +175,6 @@ class RealNet(Detector):
         with full_precision(image):
             features = self.backbone(image)
             return [to(f.movedim(1, -1)).movedim(-1, 1) for to, f in zip(self.standardise, features, strict=True)]
-
-    def _standardisation(self) -> StatisticsPhase:
-        """Mean and spread of each channel over the good parts."""
-        parts = cast("list[Standardisation]", list(self.standardise))
-        sums = joined(part.empty_sums() for part in parts)
-
-        def observe(batch: Batch) -> None:
-            for index, (part, features) in enumerate(zip(parts, self.backbone(batch.image), strict=True)):
-                part.add(of_part(sums, index), features.movedim(1, -1))
-
-        def conclude() -> None:
-            for index, part in enumerate(parts):
-                part.conclude(of_part(sums, index))
-
-        return StatisticsPhase("standardisation", sums, observe, conclude)
 
     def _reconstruct(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Features of the same shapes as they would be of a normal image, float32."""

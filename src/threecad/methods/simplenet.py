@@ -38,13 +38,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from threecad.detector import Detector, Epochs, GradientPhase, Phase, Preset, StatisticsPhase
+from threecad.detector import Detector, Epochs, GradientPhase, Phase, Preset
 from threecad.methods import METHODS
 from threecad.nets.maps import GaussianBlur, full_precision, upsample
 from threecad.nets.pyramid import Pyramid
 from threecad.nets.standardisation import Standardisation
 from threecad.records import Batch, Prediction
 from threecad.settings import BackboneConfig
+from threecad.shared_phases import standardisation_phase
 from threecad.synthesis import TextureSource
 
 PATCH = 3  # side of a neighbourhood, in features
@@ -124,13 +125,7 @@ class SimpleNet(Detector):
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
         """Adaptor and discriminator together; before, where vectors are standardised, one look at the good parts."""
         if self.config.standardised:
-            sums = self.standardise.empty_sums()
-            yield StatisticsPhase(
-                "standardisation",
-                sums,
-                observe=lambda batch: self.standardise.add(sums, self.patches(batch.image)),
-                conclude=lambda: self.standardise.conclude(sums),
-            )
+            yield standardisation_phase([self.standardise], lambda image: [self.patches(image)])
         yield GradientPhase(
             "discrimination",
             losses=self.losses,

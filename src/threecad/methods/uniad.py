@@ -41,7 +41,7 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from threecad.detector import Detector, Epochs, GradientPhase, Phase, Preset, StatisticsPhase
+from threecad.detector import Detector, Epochs, GradientPhase, Phase, Preset
 from threecad.methods import METHODS
 from threecad.nets.maps import full_precision, upsample
 from threecad.nets.pyramid import Pyramid
@@ -49,6 +49,7 @@ from threecad.nets.standardisation import Standardisation
 from threecad.records import Batch, Prediction
 from threecad.schedules import milestones
 from threecad.settings import BackboneConfig
+from threecad.shared_phases import standardisation_phase
 from threecad.synthesis import TextureSource
 
 STRIDES = (2, 4, 8, 16)
@@ -151,13 +152,7 @@ class UniAD(Detector):
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
         """One phase of AdamW; before, where features are standardised, one look at the good parts."""
         if self.config.standardised:
-            sums = self.standardise.empty_sums()
-            yield StatisticsPhase(
-                "standardisation",
-                sums,
-                observe=lambda batch: self.standardise.add(sums, self._tokens(batch.image)),
-                conclude=lambda: self.standardise.conclude(sums),
-            )
+            yield standardisation_phase([self.standardise], lambda image: [self._tokens(image)])
         yield GradientPhase(
             "reconstruction",
             losses=self.losses,
