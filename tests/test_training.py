@@ -36,8 +36,9 @@ class Shade(Detector):
     Config = MethodConfig
     batch = 4
 
-    def __init__(self, **phase: object) -> None:
+    def __init__(self, looks: Epochs = Epochs(1), **phase: object) -> None:
         super().__init__(MethodConfig(image_size=(32, 32), weights="random"))
+        self.looks = looks
         self.phase = {"duration": Epochs(2), **phase}
         self.colour, self.bystander = nn.Linear(3, 3), nn.Linear(3, 3)
         self.register_buffer("mean", torch.zeros(3, 32, 32))
@@ -65,7 +66,9 @@ class Shade(Detector):
             state["n"] += len(batch.image)
             state["sum"] += batch.image.double().sum(dim=0)
 
-        yield StatisticsPhase("mean", state, observe, lambda: self.mean.copy_(state["sum"] / state["n"]))
+        yield StatisticsPhase(
+            "mean", state, observe, lambda: self.mean.copy_(state["sum"] / state["n"]), duration=self.looks
+        )
 
 
 def numbered(count: int) -> Rows:
@@ -124,6 +127,15 @@ def test_statistics_see_each_image_once_in_order_and_without_padding(tmp_path: P
     assert [len(image) for image in detector.observed] == [4, 2]
     seen = torch.cat(detector.observed)[:, 0, 0, 0] * 255
     assert seen.round().tolist() == list(range(6))
+    torch.testing.assert_close(detector.mean, torch.full((3, 32, 32), 2.5 / 255))
+
+
+def test_statistics_of_two_epochs_see_each_image_twice(tmp_path: Path) -> None:
+    detector = Shade(looks=Epochs(2))
+    run(detector, tmp_path / "run", images=6)
+    assert [len(image) for image in detector.observed] == [4, 4, 4]
+    seen = torch.cat(detector.observed)[:, 0, 0, 0] * 255
+    assert sorted(seen.round().tolist()) == sorted([*range(6), *range(6)])
     torch.testing.assert_close(detector.mean, torch.full((3, 32, 32), 2.5 / 255))
 
 

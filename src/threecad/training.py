@@ -8,6 +8,7 @@ state of a random generator has to be saved, and a run that was killed goes on w
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import signal
 import threading
@@ -164,7 +165,7 @@ class _Loop:
         with _only_training(self.detector, ()), torch.no_grad():
             for step in range(self.steps[index]):
                 if isinstance(phase.duration, Epochs):
-                    batch = self._slice(index, phase, step)
+                    batch = self._slice(index, phase, step, phase.duration.count)
                 else:
                     batch = self._batch(index, phase, step)
                 if batch is not None:
@@ -193,10 +194,11 @@ class _Loop:
         chosen = shuffled(len(self.images), position * self.batch, self.batch, (self.settings.seed, index))
         return self._synthesised(index, phase, position, chosen[rank::world])
 
-    def _slice(self, index: int, phase: Phase, position: int) -> Batch | None:
-        """This process's share of images `position`·batch …, in order, each once, without padding."""
+    def _slice(self, index: int, phase: Phase, position: int, epochs: float) -> Batch | None:
+        """This process's share of images `position`·batch …, in order, each once an epoch, without padding."""
         world, rank = self.fabric.world_size, self.fabric.global_rank
-        chosen = np.arange(position * self.batch, min((position + 1) * self.batch, len(self.images)))[rank::world]
+        end = min((position + 1) * self.batch, math.ceil(epochs * len(self.images)))
+        chosen = np.arange(position * self.batch, end)[rank::world] % len(self.images)
         return self._synthesised(index, phase, position, chosen) if len(chosen) else None
 
     def _synthesised(self, index: int, phase: Phase, position: int, chosen: np.ndarray) -> Batch:

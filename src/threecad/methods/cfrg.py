@@ -32,7 +32,8 @@ Differences
       - `calibrated`: after training, a look at the good parts tells how teacher and recovered features differ at each
         position, and differences are measured in units of that (`nets.calibration`). A recovery that is not learnt to
         the end leaves differences on good parts too; so measured, they no longer drown the segmentation, which then
-        weights the distance instead of being added to it.
+        weights the distance instead of being added to it. What is added is the coarse localisation of both branches,
+        measured in units of what altered parts show beside their alteration.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class CFRGConfig(BackboneConfig):
     """Spread of the Gaussian filter of the map, in pixels of the input."""
 
     calibrated: bool = False
-    """Measure the recovery distance in units of its spread on good parts, position by position (ours)."""
+    """Measure distances in units of their spread where parts are good, position by position (ours)."""
 
     ridge: float = 0.01
     """Share of the mean variance that is added to every variance of the calibration."""
@@ -120,6 +121,17 @@ class Look(NamedTuple):
     student: list[Tensor]
     recovered: list[Tensor]  # empty without the recovery branch
     logits: Tensor | None  # (B, 1, H, W); None without the segmentation branch
+
+    @property
+    def others(self) -> list[list[Tensor]]:
+        """What is compared with the teacher: recovered features first, or the student's alone in their place."""
+        return [self.recovered, self.student] if self.recovered else [self.student]
+
+    def mask(self, image: Tensor, without: float) -> Tensor:
+        """sigmoid(logits), (B, 1, H, W); `without` the segmentation branch, that value everywhere."""
+        if self.logits is None:
+            return image.new_full((len(image), 1, *image.shape[-2:]), without)
+        return self.logits.sigmoid()
 
 
 class CFRG(Detector):
@@ -143,21 +155,23 @@ class CFRG(Detector):
         )
         self.segmenter = Segmenter(self.teacher.channels) if config.segmentation else None
         self.smooth = GaussianBlur(config.sigma_px)
-        self.calibration = Calibration(self.teacher, self.smooth, config.image_size) if config.calibrated else None
+        self.calibration = (
+            Calibration(self.teacher, 2 if config.recovery else 1, self.smooth, config.image_size)
+            if config.calibrated
+            else None
+        )
 
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = Σ_scales upsample(1 - cos(F^t, F^r)) + sigmoid(logits), smoothed; score = its maximum."""
         look = self._look(image)
-        others = look.recovered or look.student  # without recovery, the distillation distance takes its place
-        size = image.shape[-2:]
-        mask = image.new_zeros(len(image), 1, *size) if look.logits is None else look.logits.sigmoid()
         if self.calibration is not None:
-            return self.calibration(look.teacher, others, mask)
-        anomaly_map = self.smooth(cosine_map(look.teacher, others, size) + mask)
+            return self.calibration(look.teacher, look.others, look.mask(image, without=1.0))
+        distance = cosine_map(look.teacher, look.others[0], image.shape[-2:])
+        anomaly_map = self.smooth(distance + look.mask(image, without=0.0))
         return Prediction(anomaly_map, anomaly_map.amax(dim=(1, 2, 3)))
 
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
-        """One joint phase of AdamW; then, where the map is calibrated, one look at the good parts."""
+        """One joint phase of AdamW; then, where the map is calibrated, looks at good and at altered parts."""
         trains = [part for part in (self.student, self.recovery, self.segmenter) if part is not None]
         parameters = [parameter for part in trains for parameter in part.parameters()]
         rate = self.config.learning_rate
@@ -175,7 +189,7 @@ class CFRG(Detector):
             synthesizer=TextureSynthesizer(textures),
         )
         if self.calibration is not None:
-            yield self._calibrate(self.calibration)
+            yield from self._calibrate(self.calibration, textures)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """L_all = L_dis + L_rec + L_bce (eq. 5)."""
@@ -203,15 +217,28 @@ class CFRG(Detector):
             weighted = [distance * w for distance, w in zip(distances, weighted, strict=True)]  # in_s = (1 - w_r) in_t
         return Look(teacher, student, recovered, self.segmenter(weighted).float())
 
-    def _calibrate(self, calibration: Calibration) -> StatisticsPhase:
-        """One look at the good parts: how differences spread at each position of each scale."""
-        sums = calibration.empty_sums()
+    def _calibrate(self, calibration: Calibration, textures: TextureSource) -> Iterator[StatisticsPhase]:
+        """How the recovery differs on good parts; then how both branches differ beside alterations."""
+        good, beside = calibration.empty_sums(), calibration.coarse.empty_sums()
 
-        def observe(batch: Batch) -> None:
+        def observe_good(batch: Batch) -> None:
             look = self._look(batch.image)
-            calibration.add(sums, look.teacher, look.recovered or look.student)
+            calibration.add(good, look.teacher, look.others[0])
 
-        return StatisticsPhase("calibration", sums, observe, lambda: calibration.conclude(sums, self.config.ridge))
+        def observe_beside(batch: Batch) -> None:
+            look = self._look(batch.augmented)
+            calibration.add_surroundings(beside, look.teacher, look.others, batch.mask)
+
+        ridge = self.config.ridge
+        yield StatisticsPhase("calibration", good, observe_good, lambda: calibration.conclude(good, ridge))
+        yield StatisticsPhase(
+            "surroundings",
+            beside,
+            observe_beside,
+            lambda: calibration.conclude_surroundings(beside, ridge),
+            synthesizer=TextureSynthesizer(textures),
+            duration=Epochs(2),
+        )
 
 
 def distillation_loss(teacher: Sequence[Tensor], student: Sequence[Tensor], mask: Tensor, push: bool = True) -> Tensor:

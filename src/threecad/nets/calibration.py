@@ -1,4 +1,14 @@
-"""Distances between two pyramids in units of their spread on good parts (ours, not the paper's; CFRG's option)."""
+"""Distances between pyramids in units of their spread (ours, not the paper's; CFRG's option).
+
+1 - cos of two unit vectors is half the squared length of their difference. Here that difference is whitened by its mean
+and covariance at each position before its length M is taken; M² is about its number of channels where nothing is
+wrong. Two things are measured, against two kinds of parts:
+
+- fine: how the recovered features differ from the teacher's, at each scale, against good parts;
+- coarse: how all other pyramids differ from the teacher's at the coarsest scale, taken together, against altered parts
+  where they are *not* altered. An anomaly upsets the features around it too, by what the networks see of it from there;
+  on good parts that never happens, so that a spread learnt from them takes the surroundings for defects.
+"""
 
 from __future__ import annotations
 
@@ -15,63 +25,99 @@ from threecad.nets.pyramid import Pyramid
 from threecad.nets.sums import joined, of_part
 from threecad.records import Prediction
 
-MAP_FLOOR, SCORE_WEIGHT = 0.3, 0.5
-"""The map's share where nothing is segmented, and the mask's weight in the score; chosen on the images of
-`docs/results.md`, so that its numbers for the `quick` preset are a little too good by that."""
+COARSE_WEIGHT, SCORE_WEIGHT = 0.3, 0.5
+"""The coarse distance's weight in the map, and the mask's in the score; chosen on the images of `docs/results.md`, so
+that its numbers for the `quick` preset are a little too good by that."""
+
+SHARED = 0.1
+"""Share of the coarse covariances that all positions have in common: a place may be altered nearly every time."""
 
 MOST_CHANNELS = 128
 """Most channels of a scale that are looked at."""
 
 
 class Calibration(nn.Module):
-    """Map and score from two pyramids that should be equal, and a segmented mask.
+    """Map and score from pyramids that should equal the teacher's, and a segmented mask.
 
-    1 - cos of two unit vectors is half the squared length of their difference. Here that difference is whitened by its
-    mean and covariance at each position of each scale before its length M_i is taken; M_i² is about C_i on good parts.
+    Args:
+        teacher: the pyramid that the others are compared with.
+        others: how many others there are.
+        smooth: filter of map and score.
+        image_size: height and width of the images.
     """
 
-    def __init__(self, teacher: Pyramid, smooth: GaussianBlur, image_size: Sequence[int]) -> None:
+    def __init__(self, teacher: Pyramid, others: int, smooth: GaussianBlur, image_size: Sequence[int]) -> None:
         super().__init__()
         self.smooth = smooth
         height, width = image_size
-        self.scales = nn.ModuleList(
-            PositionGaussians((height // stride) * (width // stride), len(range(0, channels, _thinning(channels))))
-            for channels, stride in zip(teacher.channels, teacher.strides, strict=True)
-        )
+        positions = [(height // stride) * (width // stride) for stride in teacher.strides]
+        kept = [len(range(0, channels, _thinning(channels))) for channels in teacher.channels]
+        self.scales = nn.ModuleList(PositionGaussians(*shape) for shape in zip(positions, kept, strict=True))
+        self.coarse = PositionGaussians(positions[-1], others * kept[-1])
 
-    def forward(self, features: Sequence[Tensor], others: Sequence[Tensor], mask: Tensor) -> Prediction:
-        """Map sqrt(Σ_i M_i² / Σ_i C_i) · (0.3 + mask), score max(M_3 / sqrt(C_3) + 0.5 · mask), both smoothed.
+    def forward(self, teacher: Sequence[Tensor], others: Sequence[Sequence[Tensor]], mask: Tensor) -> Prediction:
+        """Map D · mask + 0.3 · C, score max(M_3 / sqrt(C_3) + 0.5 · mask), both smoothed.
 
-        The map wants the sharp edges of mask and fine scales, the score the scale that tells parts apart best.
+        D = sqrt(Σ_i M_i² / Σ_i C_i) over the scales i of the first of the others; C likewise, of all of them at the
+        coarsest scale. D · mask has sharp edges; C finds what the mask misses, without a halo.
 
         Args:
             mask: the segmented mask, (B, 1, H, W) in [0, 1].
         """
-        squares, dimensions = [], []
-        for f, o, gaussians in zip(features, others, self._gaussians(), strict=True):
-            squares.append(upsample(gaussians(_differences(f, o)).view(-1, 1, *f.shape[-2:]).square(), mask.shape[-2:]))
-            dimensions.append(gaussians.mean.shape[1])
-        distance = (torch.stack(squares).sum(dim=0) / sum(dimensions)).sqrt()
-        coarse = (squares[-1] / dimensions[-1]).sqrt()
-        anomaly_map = self.smooth(distance * (MAP_FLOOR + mask))
-        return Prediction(anomaly_map, self.smooth(coarse + SCORE_WEIGHT * mask).amax(dim=(1, 2, 3)))
+        squares = []
+        for features, recovered, gaussians in zip(teacher, others[0], self._scales(), strict=True):
+            squares.append(_squared_distance(gaussians, _differences(features, recovered), features, mask))
+        dimensions = [gaussians.mean.shape[1] for gaussians in self._scales()]
+        fine = (torch.stack(squares).sum(dim=0) / sum(dimensions)).sqrt()
+        coarse = _squared_distance(self.coarse, _coarse_differences(teacher, others), teacher[-1], mask)
+        anomaly_map = self.smooth(fine * mask + COARSE_WEIGHT * (coarse / self.coarse.mean.shape[1]).sqrt())
+        unusual = (squares[-1] / dimensions[-1]).sqrt()
+        return Prediction(anomaly_map, self.smooth(unusual + SCORE_WEIGHT * mask).amax(dim=(1, 2, 3)))
 
     def empty_sums(self) -> dict[str, Tensor]:
-        """Sums of all scales over no images, by "scale name"."""
-        return joined(scale.empty_sums() for scale in self._gaussians())
+        """Sums of all scales over no good parts, by "scale name"."""
+        return joined(scale.empty_sums() for scale in self._scales())
 
-    def add(self, sums: Mapping[str, Tensor], features: Sequence[Tensor], others: Sequence[Tensor]) -> None:
-        """Add a batch's differences to the sums, in place."""
-        for i, (f, o) in enumerate(zip(features, others, strict=True)):
-            PositionGaussians.add(of_part(sums, i), _differences(f, o))
+    def add(self, sums: Mapping[str, Tensor], teacher: Sequence[Tensor], recovered: Sequence[Tensor]) -> None:
+        """Add the differences on a batch of good parts to the sums, in place."""
+        for i, (features, others) in enumerate(zip(teacher, recovered, strict=True)):
+            PositionGaussians.add(of_part(sums, i), _differences(features, others))
 
     def conclude(self, sums: Mapping[str, Tensor], ridge: float) -> None:
-        """Means and whitening factors from the sums."""
-        for i, scale in enumerate(self._gaussians()):
+        """Means and whitening factors of all scales from the sums."""
+        for i, scale in enumerate(self._scales()):
             scale.conclude(of_part(sums, i), ridge, relative=True)
 
-    def _gaussians(self) -> list[PositionGaussians]:
+    @staticmethod
+    def add_surroundings(
+        sums: Mapping[str, Tensor], teacher: Sequence[Tensor], others: Sequence[Sequence[Tensor]], mask: Tensor
+    ) -> None:
+        """Add the coarse differences on a batch of altered parts to the sums, in place, where nothing is altered.
+
+        Args:
+            sums: those of `coarse`.
+            mask: G, (B, 1, H, W) of 0 and 1: where the parts are altered.
+        """
+        altered = F.adaptive_max_pool2d(mask, teacher[-1].shape[-2:]).flatten(1).T
+        PositionGaussians.add(sums, _coarse_differences(teacher, others), altered == 0)
+
+    def conclude_surroundings(self, sums: Mapping[str, Tensor], ridge: float) -> None:
+        """Mean and whitening factors of the coarse distance from the sums."""
+        self.coarse.conclude(sums, ridge, relative=True, shared=SHARED)
+
+    def _scales(self) -> list[PositionGaussians]:
         return cast("list[PositionGaussians]", list(self.scales))
+
+
+def _squared_distance(gaussians: PositionGaussians, vectors: Tensor, features: Tensor, mask: Tensor) -> Tensor:
+    """M² of vectors (P, B, D) at the positions of `features`, as a map of the mask's size."""
+    distance = gaussians(vectors).view(-1, 1, *features.shape[-2:])
+    return upsample(distance.square(), mask.shape[-2:])
+
+
+def _coarse_differences(teacher: Sequence[Tensor], others: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Differences (P, B, others · D) of all others from the teacher at the coarsest scale."""
+    return torch.cat([_differences(teacher[-1], other[-1]) for other in others], dim=2)
 
 
 def _differences(features: Tensor, others: Tensor) -> Tensor:

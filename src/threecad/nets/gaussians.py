@@ -1,6 +1,6 @@
 """A Gaussian at each position: means and covariances from streaming sums, distances from a whitening factor.
 
-PaDiM describes good parts by it, CFRG calibrates its recovery with it. Sums of x and x x^T are additive over batches
+PaDiM describes good parts by it, CFRG calibrates its distances with it. Sums of x and x x^T are additive over batches
 and processes and need the memory of one covariance a position, whatever the number of images.
 """
 
@@ -39,27 +39,39 @@ class PositionGaussians(nn.Module):
 
     def empty_sums(self) -> dict[str, Tensor]:
         """Sums of no vectors, float64."""
-        shapes = {"count": (), "sum": self.mean.shape, "product": self.factor.shape}
+        shapes = {"count": self.mean.shape[:1], "sum": self.mean.shape, "product": self.factor.shape}
         return {name: self.mean.new_zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
 
     @staticmethod
-    def add(sums: Mapping[str, Tensor], vectors: Tensor) -> None:
-        """Add vectors (P, B, D) to the sums, in place."""
+    def add(sums: Mapping[str, Tensor], vectors: Tensor, counted: Tensor | None = None) -> None:
+        """Add vectors (P, B, D) to the sums, in place; if given, only those `counted`, (P, B) of bool."""
         vectors = vectors.double()
-        sums["count"] += vectors.shape[1]
+        if counted is None:
+            sums["count"] += vectors.shape[1]
+        else:
+            sums["count"] += counted.sum(dim=1)
+            vectors = vectors * counted.unsqueeze(2)
         sums["sum"] += vectors.sum(dim=1)
         sums["product"].baddbmm_(vectors.transpose(1, 2), vectors)
 
-    def conclude(self, sums: Mapping[str, Tensor], ridge: float, relative: bool = False) -> None:
-        """Means and factors from sums; `ridge` on the diagonal of Σ, as such or as a share of the mean variance."""
-        mean = sums["sum"] / sums["count"]
+    def conclude(self, sums: Mapping[str, Tensor], ridge: float, relative: bool = False, shared: float = 0.0) -> None:
+        """Means and factors from sums.
+
+        Args:
+            ridge: added to the diagonal of Σ.
+            relative: whether `ridge` is a share of the mean variance.
+            shared: share of every Σ that is the covariance of all positions together, for positions rarely seen.
+        """
+        count = sums["count"].clamp_min(1)
+        mean = sums["sum"] / count.unsqueeze(1)
         self.mean.copy_(mean)
         if relative:
-            variance = sums["product"].diagonal(dim1=1, dim2=2) / sums["count"] - mean.square()
+            variance = sums["product"].diagonal(dim1=1, dim2=2) / count.unsqueeze(1) - mean.square()
             ridge *= float(variance.mean().clamp_min(LEAST_VARIANCE))
+        together = _covariance_of_all(sums["product"], mean, count, ridge)
         for part in torch.arange(len(mean), device=mean.device).split(POSITIONS_AT_ONCE):
-            sigma = covariance(sums["product"][part], mean[part], sums["count"], ridge)
-            self.factor[part] = whitening(sigma).float()
+            sigma = covariance(sums["product"][part], mean[part], count[part], ridge)
+            self.factor[part] = whitening(sigma.lerp(together, shared)).float()
 
 
 def covariance(product: Tensor, mean: Tensor, count: Tensor, ridge: float) -> Tensor:
@@ -68,17 +80,28 @@ def covariance(product: Tensor, mean: Tensor, count: Tensor, ridge: float) -> Te
     Args:
         product: Σ_k x_k x_k^T, (P, D, D) float64.
         mean: μ, (P, D) float64.
-        count: N.
+        count: N, one for all or one a position, (P,).
     """
+    count = count.view(-1, 1, 1)
     scatter = product - count * mean.unsqueeze(2) * mean.unsqueeze(1)
-    identity = torch.eye(mean.shape[1], dtype=mean.dtype, device=mean.device)
-    return scatter / (count - 1).clamp_min(1) + ridge * identity
+    return scatter / (count - 1).clamp_min(1) + ridge * _identity(mean)
+
+
+def _covariance_of_all(product: Tensor, mean: Tensor, count: Tensor, ridge: float) -> Tensor:
+    """The covariance about each position's own mean, over all positions together, plus ε I: (D, D)."""
+    scatter = product.sum(dim=0) - (count.unsqueeze(1) * mean).T @ mean
+    return scatter / (count - 1).sum().clamp_min(1) + ridge * _identity(mean)
+
+
+def _identity(vectors: Tensor) -> Tensor:
+    return torch.eye(vectors.shape[-1], dtype=vectors.dtype, device=vectors.device)
 
 
 def whitening(sigma: Tensor) -> Tensor:
     """W with W W^T = Σ^-1, upper triangular: the inverse of Σ's Cholesky factor, transposed. (P, D, D) -> (P, D, D)."""
-    identity = torch.eye(sigma.shape[-1], dtype=sigma.dtype, device=sigma.device).expand_as(sigma)
-    return torch.linalg.solve_triangular(torch.linalg.cholesky(sigma), identity, upper=False).transpose(1, 2)
+    return torch.linalg.solve_triangular(
+        torch.linalg.cholesky(sigma), _identity(sigma).expand_as(sigma), upper=False
+    ).transpose(1, 2)
 
 
 def mahalanobis(vectors: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
