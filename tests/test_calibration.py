@@ -104,15 +104,30 @@ def test_what_altered_parts_show_beside_the_alteration_is_no_evidence() -> None:
     assert distances["altered parts"] < 1.2
 
 
-def test_the_mask_weighs_the_fine_distance_and_adds_to_the_score() -> None:
+def test_the_mask_weighs_the_fine_distance() -> None:
     made = calibration()
     teacher, recovered = pyramids(1)
-    nothing, half, everything = (torch.full((1, 1, 64, 64), value) for value in (0.0, 0.5, 1.0))
-    maps = [made(teacher, [recovered], mask) for mask in (nothing, half, everything)]
-    fine = maps[2].anomaly_map - maps[0].anomaly_map
+    nothing, half, everything = (
+        made(teacher, [recovered], torch.full((1, 1, 64, 64), value)).anomaly_map for value in (0.0, 0.5, 1.0)
+    )
+    fine = everything - nothing
     assert fine.min() > 0
-    torch.testing.assert_close(maps[1].anomaly_map - maps[0].anomaly_map, 0.5 * fine)
-    torch.testing.assert_close(maps[2].score, maps[0].score + 0.5)
+    torch.testing.assert_close(half - nothing, 0.5 * fine)
+
+
+def test_the_score_is_the_peak_that_is_further_above_those_of_good_parts() -> None:
+    made = calibration()
+    teacher, recovered = pyramids(8)
+    mask = torch.rand(8, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    anomaly_map, peaks = made.measure(teacher, [recovered], mask)
+    coarse = made(teacher, [recovered], torch.zeros_like(mask)).anomaly_map
+    torch.testing.assert_close(peaks[:, 1], (anomaly_map - coarse).amax(dim=(1, 2, 3)))
+    sums = made.standardise.empty_sums()
+    made.standardise.add(sums, peaks)
+    made.standardise.conclude(sums)
+    units = (peaks - peaks.mean(dim=0)) / peaks.std(dim=0, correction=0)
+    torch.testing.assert_close(made(teacher, [recovered], mask).score, units.amax(dim=1), rtol=1e-4, atol=1e-4)
+    assert 0 < (units[:, 0] > units[:, 1]).sum() < 8  # each of the two decides for some part
 
 
 def test_a_position_that_was_never_seen_borrows_the_spread_of_the_others() -> None:

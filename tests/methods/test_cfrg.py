@@ -270,7 +270,7 @@ def test_adapters_end_without_a_relu_where_the_teachers_features_are_signed() ->
 def test_a_calibration_from_a_single_part_is_finite() -> None:
     detector = build(calibrated=True)
     looks = [phase for phase in detector.phases(ProceduralTextures()) if isinstance(phase, StatisticsPhase)]
-    assert [look.name for look in looks] == ["calibration", "surroundings"]
+    assert [look.name for look in looks] == ["calibration", "surroundings", "standardisation"]
     with torch.no_grad():
         one = Batch(batch().image[:1], batch().image[:1], batch().mask[:1])
         for look in looks:

@@ -33,7 +33,7 @@ Differences
         position, and differences are measured in units of that (`nets.calibration`). A recovery that is not learnt to
         the end leaves differences on good parts too; so measured, they no longer drown the segmentation, which then
         weights the distance instead of being added to it. What is added is the coarse localisation of both branches,
-        measured in units of what altered parts show beside their alteration.
+        measured in units of what altered parts show beside their alteration. The score is the higher of two peaks.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from threecad.detector import Detector, Epochs, GradientPhase, Phase, Preset, StatisticsPhase
+from threecad.detector import Detector, Epochs, GradientPhase, Phase, Preset
 from threecad.methods import METHODS
 from threecad.nets.calibration import Calibration
 from threecad.nets.distillation import cosine_map, flattened_cosine_loss
@@ -55,6 +55,7 @@ from threecad.nets.recovery import Recovery
 from threecad.records import Batch, Prediction
 from threecad.schedules import milestones
 from threecad.settings import BackboneConfig
+from threecad.shared_phases import calibration_phases
 from threecad.synthesis import TextureSource
 from threecad.synthesis.blending import TextureSynthesizer
 
@@ -163,9 +164,9 @@ class CFRG(Detector):
 
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = Σ_scales upsample(1 - cos(F^t, F^r)) + sigmoid(logits), smoothed; score = its maximum."""
-        look = self._look(image)
         if self.calibration is not None:
-            return self.calibration(look.teacher, look.others, look.mask(image, without=1.0))
+            return self.calibration(*self._compare(image))
+        look = self._look(image)
         distance = cosine_map(look.teacher, look.others[0], image.shape[-2:])
         anomaly_map = self.smooth(distance + look.mask(image, without=0.0))
         return Prediction(anomaly_map, anomaly_map.amax(dim=(1, 2, 3)))
@@ -189,7 +190,8 @@ class CFRG(Detector):
             synthesizer=TextureSynthesizer(textures),
         )
         if self.calibration is not None:
-            yield from self._calibrate(self.calibration, textures)
+            altered = TextureSynthesizer(textures)
+            yield from calibration_phases(self.calibration, self._compare, altered, self.config.ridge)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """L_all = L_dis + L_rec + L_bce (eq. 5)."""
@@ -217,28 +219,10 @@ class CFRG(Detector):
             weighted = [distance * w for distance, w in zip(distances, weighted, strict=True)]  # in_s = (1 - w_r) in_t
         return Look(teacher, student, recovered, self.segmenter(weighted).float())
 
-    def _calibrate(self, calibration: Calibration, textures: TextureSource) -> Iterator[StatisticsPhase]:
-        """How the recovery differs on good parts; then how both branches differ beside alterations."""
-        good, beside = calibration.empty_sums(), calibration.coarse.empty_sums()
-
-        def observe_good(batch: Batch) -> None:
-            look = self._look(batch.image)
-            calibration.add(good, look.teacher, look.others[0])
-
-        def observe_beside(batch: Batch) -> None:
-            look = self._look(batch.augmented)
-            calibration.add_surroundings(beside, look.teacher, look.others, batch.mask)
-
-        ridge = self.config.ridge
-        yield StatisticsPhase("calibration", good, observe_good, lambda: calibration.conclude(good, ridge))
-        yield StatisticsPhase(
-            "surroundings",
-            beside,
-            observe_beside,
-            lambda: calibration.conclude_surroundings(beside, ridge),
-            synthesizer=TextureSynthesizer(textures),
-            duration=Epochs(2),
-        )
+    def _compare(self, image: Tensor) -> tuple[list[Tensor], list[list[Tensor]], Tensor]:
+        """What a calibration measures: the teacher's features, those that should equal them, the segmented mask."""
+        look = self._look(image)
+        return look.teacher, look.others, look.mask(image, without=1.0)
 
 
 def distillation_loss(teacher: Sequence[Tensor], student: Sequence[Tensor], mask: Tensor, push: bool = True) -> Tensor:

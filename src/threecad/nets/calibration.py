@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from threecad.nets.gaussians import PositionGaussians
 from threecad.nets.maps import GaussianBlur, full_precision, upsample
 from threecad.nets.pyramid import Pyramid
+from threecad.nets.standardisation import Standardisation
 from threecad.nets.sums import joined, of_part
 from threecad.records import Prediction
 
-COARSE_WEIGHT, SCORE_WEIGHT = 0.3, 0.5
-"""The coarse distance's weight in the map, and the mask's in the score; chosen on the images of `docs/results.md`, so
-that its numbers for the `quick` preset are a little too good by that."""
+COARSE_WEIGHT = 0.3
+"""The coarse distance's weight in the map; 0.1 to 0.6 do nearly alike on the images of `docs/results.md`."""
 
 SHARED = 0.1
 """Share of the coarse covariances that all positions have in common: a place may be altered nearly every time."""
@@ -54,25 +54,36 @@ class Calibration(nn.Module):
         kept = [len(range(0, channels, _thinning(channels))) for channels in teacher.channels]
         self.scales = nn.ModuleList(PositionGaussians(*shape) for shape in zip(positions, kept, strict=True))
         self.coarse = PositionGaussians(positions[-1], others * kept[-1])
+        self.standardise = Standardisation(2)
 
     def forward(self, teacher: Sequence[Tensor], others: Sequence[Sequence[Tensor]], mask: Tensor) -> Prediction:
-        """Map D · mask + 0.3 · C, score max(M_3 / sqrt(C_3) + 0.5 · mask), both smoothed.
-
-        D = sqrt(Σ_i M_i² / Σ_i C_i) over the scales i of the first of the others; C likewise, of all of them at the
-        coarsest scale. D · mask has sharp edges; C finds what the mask misses, without a halo.
+        """Map and score: of the two peaks of `measure`, the one that is further above those of good parts.
 
         Args:
             mask: the segmented mask, (B, 1, H, W) in [0, 1].
+        """
+        anomaly_map, peaks = self.measure(teacher, others, mask)
+        return Prediction(anomaly_map, self.standardise(peaks).amax(dim=1))
+
+    def measure(
+        self, teacher: Sequence[Tensor], others: Sequence[Sequence[Tensor]], mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Map D · mask + 0.3 · C, and the peaks (B, 2) of M_3 / sqrt(C_3) and of D · mask, all smoothed.
+
+        D = sqrt(Σ_i M_i² / Σ_i C_i) over the scales i of the first of the others; C likewise, of all of them at the
+        coarsest scale. D · mask has sharp edges; C finds what the mask misses, without a halo. Of the peaks, the first
+        tells parts apart where good ones look alike, the second where they do not and defects do.
         """
         squares = []
         for features, recovered, gaussians in zip(teacher, others[0], self._scales(), strict=True):
             squares.append(_squared_distance(gaussians, _differences(features, recovered), features, mask))
         dimensions = [gaussians.mean.shape[1] for gaussians in self._scales()]
-        fine = (torch.stack(squares).sum(dim=0) / sum(dimensions)).sqrt()
+        unusual = self.smooth((squares[-1] / dimensions[-1]).sqrt())
+        segmented = self.smooth((torch.stack(squares).sum(dim=0) / sum(dimensions)).sqrt() * mask)
         coarse = _squared_distance(self.coarse, _coarse_differences(teacher, others), teacher[-1], mask)
-        anomaly_map = self.smooth(fine * mask + COARSE_WEIGHT * (coarse / self.coarse.mean.shape[1]).sqrt())
-        unusual = (squares[-1] / dimensions[-1]).sqrt()
-        return Prediction(anomaly_map, self.smooth(unusual + SCORE_WEIGHT * mask).amax(dim=(1, 2, 3)))
+        coarse = self.smooth((coarse / self.coarse.mean.shape[1]).sqrt())
+        peaks = torch.cat([unusual, segmented], dim=1).amax(dim=(2, 3))
+        return segmented + COARSE_WEIGHT * coarse, peaks
 
     def empty_sums(self) -> dict[str, Tensor]:
         """Sums of all scales over no good parts, by "scale name"."""

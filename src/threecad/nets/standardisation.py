@@ -1,4 +1,4 @@
-"""Features in units of their spread over good parts (ours; an option of SimpleNet, UniAD and RealNet)."""
+"""Values in units of their spread over good parts (ours; an option of SimpleNet, UniAD, RealNet and CFRG)."""
 
 from __future__ import annotations
 
