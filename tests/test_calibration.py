@@ -115,7 +115,7 @@ def test_the_mask_weighs_the_fine_distance() -> None:
     torch.testing.assert_close(half - nothing, 0.5 * fine)
 
 
-def test_the_score_is_the_peak_that_is_further_above_those_of_good_parts() -> None:
+def test_the_score_adds_a_third_of_the_segmented_peak_to_the_unusual_one_in_spreads_over_good_parts() -> None:
     made = calibration()
     teacher, recovered = pyramids(8)
     mask = torch.rand(8, 1, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -126,8 +126,38 @@ def test_the_score_is_the_peak_that_is_further_above_those_of_good_parts() -> No
     made.standardise.add(sums, peaks)
     made.standardise.conclude(sums)
     units = (peaks - peaks.mean(dim=0)) / peaks.std(dim=0, correction=0)
-    torch.testing.assert_close(made(teacher, [recovered], mask).score, units.amax(dim=1), rtol=1e-4, atol=1e-4)
-    assert 0 < (units[:, 0] > units[:, 1]).sum() < 8  # each of the two decides for some part
+    expected = units[:, 0] + units[:, 1] / 3
+    torch.testing.assert_close(made(teacher, [recovered], mask).score, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_vector_left_out_is_as_far_as_from_a_fit_without_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(1, 12, 4, generator=generator)
+    gaussians = PositionGaussians(1, 4)
+    sums = gaussians.empty_sums()
+    gaussians.add(sums, vectors)
+    gaussians.conclude(sums, ridge=0.1)
+    found = gaussians.left_out(gaussians(vectors))[:, 0]
+    for i in range(12):
+        rest = np.delete(vectors[0].double().numpy(), i, axis=0)
+        away = vectors[0, i].double().numpy() - rest.mean(axis=0)
+        sigma = np.cov(rest, rowvar=False) * 10 / 11 + 0.1 * np.eye(4)
+        np.testing.assert_allclose(found[i], np.sqrt(away @ np.linalg.inv(sigma) @ away), rtol=1e-4)
+
+
+def test_good_parts_that_were_learnt_from_look_as_good_parts_to_come() -> None:
+    made = calibration()
+    teacher, recovered = pyramids(24)
+    sums = made.empty_sums()
+    made.add(sums, *([scale[:12] for scale in features] for features in (teacher, recovered)))
+    made.conclude(sums, ridge=0.01)
+    halves = []
+    for half, seen in ((slice(12), False), (slice(12), True), (slice(12, 24), False)):
+        batch = [t[half] for t in teacher], [[o[half] for o in recovered]], torch.zeros(12, 1, 64, 64)
+        halves.append(float(made.measure(*batch, seen)[1][:, 0].mean()))
+    learnt, left_out, to_come = halves
+    assert learnt < 0.8 * to_come
+    assert 0.8 * to_come < left_out < 1.25 * to_come
 
 
 def test_a_position_that_was_never_seen_borrows_the_spread_of_the_others() -> None:

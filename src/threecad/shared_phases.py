@@ -69,4 +69,6 @@ def calibration_phases(
         synthesizer,
         Epochs(2),
     )
-    yield standardisation_phase([calibration.standardise], lambda image: [calibration.measure(*compare(image))[1]])
+    yield standardisation_phase(
+        [calibration.standardise], lambda image: [calibration.measure(*compare(image), seen=True)[1]]
+    )

@@ -29,6 +29,9 @@ from threecad.records import Prediction
 COARSE_WEIGHT = 0.3
 """The coarse distance's weight in the map; 0.1 to 0.6 do nearly alike on the images of `docs/results.md`."""
 
+SEGMENTED_WEIGHT = 1 / 3
+"""The weight in the score of what is segmented; chosen on the images of `docs/results.md` and of two more sets."""
+
 SHARED = 0.1
 """Share of the coarse covariances that all positions have in common: a place may be altered nearly every time."""
 
@@ -57,30 +60,37 @@ class Calibration(nn.Module):
         self.standardise = Standardisation(2)
 
     def forward(self, teacher: Sequence[Tensor], others: Sequence[Sequence[Tensor]], mask: Tensor) -> Prediction:
-        """Map and score: of the two peaks of `measure`, the one that is further above those of good parts.
+        """Map and score: the first peak of `measure` and a third of the second, in spreads above good parts' own.
 
         Args:
             mask: the segmented mask, (B, 1, H, W) in [0, 1].
         """
         anomaly_map, peaks = self.measure(teacher, others, mask)
-        return Prediction(anomaly_map, self.standardise(peaks).amax(dim=1))
+        unusual, segmented = self.standardise(peaks).unbind(dim=1)
+        return Prediction(anomaly_map, unusual + SEGMENTED_WEIGHT * segmented)
 
     def measure(
-        self, teacher: Sequence[Tensor], others: Sequence[Sequence[Tensor]], mask: Tensor
+        self, teacher: Sequence[Tensor], others: Sequence[Sequence[Tensor]], mask: Tensor, seen: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Map D · mask + 0.3 · C, and the peaks (B, 2) of M_3 / sqrt(C_3) and of D · mask, all smoothed.
 
         D = sqrt(Σ_i M_i² / Σ_i C_i) over the scales i of the first of the others; C likewise, of all of them at the
         coarsest scale. D · mask has sharp edges; C finds what the mask misses, without a halo. Of the peaks, the first
         tells parts apart where good ones look alike, the second where they do not and defects do.
+
+        Args:
+            seen: whether the spreads of M_i come from these very parts; each is then measured as if it had been left
+                out. A few hundred parts a position would else look far more alike than the next good part.
         """
         squares = []
         for features, recovered, gaussians in zip(teacher, others[0], self._scales(), strict=True):
-            squares.append(_squared_distance(gaussians, _differences(features, recovered), features, mask))
+            distances = gaussians(_differences(features, recovered))
+            distances = gaussians.left_out(distances) if seen else distances
+            squares.append(_as_map(distances.square(), features, mask))
         dimensions = [gaussians.mean.shape[1] for gaussians in self._scales()]
         unusual = self.smooth((squares[-1] / dimensions[-1]).sqrt())
         segmented = self.smooth((torch.stack(squares).sum(dim=0) / sum(dimensions)).sqrt() * mask)
-        coarse = _squared_distance(self.coarse, _coarse_differences(teacher, others), teacher[-1], mask)
+        coarse = _as_map(self.coarse(_coarse_differences(teacher, others)).square(), teacher[-1], mask)
         coarse = self.smooth((coarse / self.coarse.mean.shape[1]).sqrt())
         peaks = torch.cat([unusual, segmented], dim=1).amax(dim=(2, 3))
         return segmented + COARSE_WEIGHT * coarse, peaks
@@ -120,10 +130,9 @@ class Calibration(nn.Module):
         return cast("list[PositionGaussians]", list(self.scales))
 
 
-def _squared_distance(gaussians: PositionGaussians, vectors: Tensor, features: Tensor, mask: Tensor) -> Tensor:
-    """M² of vectors (P, B, D) at the positions of `features`, as a map of the mask's size."""
-    distance = gaussians(vectors).view(-1, 1, *features.shape[-2:])
-    return upsample(distance.square(), mask.shape[-2:])
+def _as_map(values: Tensor, features: Tensor, mask: Tensor) -> Tensor:
+    """Values (B, P) at the positions of `features` as a map (B, 1, H, W) of the mask's size."""
+    return upsample(values.view(-1, 1, *features.shape[-2:]), mask.shape[-2:])
 
 
 def _coarse_differences(teacher: Sequence[Tensor], others: Sequence[Sequence[Tensor]]) -> Tensor:

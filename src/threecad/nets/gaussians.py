@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from threecad.nets.maps import full_precision
 
 LEAST_VARIANCE = 1e-8  # of features about 1 long: what a single image, or images all alike, are taken to vary by
+LEAST_REST = 1e-4  # of what leaving a vector out divides by, lest rounding makes it 0 where few vectors were seen
 POSITIONS_AT_ONCE = 512  # in closed form: float64 copies of their covariances are what costs memory
 
 
@@ -23,19 +24,33 @@ class PositionGaussians(nn.Module):
     Attributes:
         mean: μ, (P, D).
         factor: W with W W^T = Σ^-1, (P, D, D); the identity until fitted.
+        count: N, how many vectors each position was fitted to, (P,).
     """
 
     mean: Tensor
     factor: Tensor
+    count: Tensor
 
     def __init__(self, positions: int, dimensions: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(positions, dimensions))
         self.register_buffer("factor", torch.eye(dimensions).repeat(positions, 1, 1))
+        self.register_buffer("count", torch.zeros(positions))
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Mahalanobis distances (B, P) of vectors (P, B, D)."""
         return mahalanobis(vectors, self.mean, self.factor)
+
+    def left_out(self, distances: Tensor) -> Tensor:
+        """Distances (B, P) of vectors that the fit has seen, as if each had been left out of it.
+
+        Without x, μ moves by (x - μ) / (N - 1) and the scatter loses a matrix of rank one, so that (Sherman and
+        Morrison) M² becomes (N / (N - 1))² M² / (1 - M² N / (N - 1)²); the divisor of Σ stays.
+        """
+        count = self.count.clamp_min(2)
+        square = distances.square()
+        rest = (1 - square * count / (count - 1).square()).clamp_min(LEAST_REST)
+        return count / (count - 1) * (square / rest).sqrt()
 
     def empty_sums(self) -> dict[str, Tensor]:
         """Sums of no vectors, float64."""
@@ -65,6 +80,7 @@ class PositionGaussians(nn.Module):
         count = sums["count"].clamp_min(1)
         mean = sums["sum"] / count.unsqueeze(1)
         self.mean.copy_(mean)
+        self.count.copy_(sums["count"])
         if relative:
             variance = sums["product"].diagonal(dim1=1, dim2=2) / count.unsqueeze(1) - mean.square()
             ridge *= float(variance.mean().clamp_min(LEAST_VARIANCE))
