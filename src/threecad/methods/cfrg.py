@@ -33,7 +33,7 @@ Differences
         position, and differences are measured in units of that (`nets.calibration`). A recovery that is not learnt to
         the end leaves differences on good parts too; so measured, they no longer drown the segmentation, which then
         weights the distance instead of being added to it. What is added is the coarse localisation of both branches,
-        measured in units of what altered parts show beside their alteration. The score is the higher of two peaks.
+        measured in units of what altered parts show beside their alteration. The score adds two peaks.
 """
 
 from __future__ import annotations
