@@ -80,7 +80,7 @@ class Calibration(nn.Module):
 
         Args:
             seen: whether the spreads of M_i come from these very parts; each is then measured as if it had been left
-                out. A few hundred parts a position would else look far more alike than the next good part.
+                out. Parts that were learnt from would else look far more alike than the next good one.
         """
         squares = []
         for features, recovered, gaussians in zip(teacher, others[0], self._scales(), strict=True):
