@@ -176,6 +176,7 @@ class CFRG(Detector):
         trains = [part for part in (self.student, self.recovery, self.segmenter) if part is not None]
         parameters = [parameter for part in trains for parameter in part.parameters()]
         rate = self.config.learning_rate
+        synthesizer = TextureSynthesizer(textures)
         yield GradientPhase(
             "joint",
             losses=self.losses,
@@ -187,11 +188,10 @@ class CFRG(Detector):
             ],
             duration=Epochs(self.config.epochs),
             schedule=milestones((0.8, 0.9), 0.2),
-            synthesizer=TextureSynthesizer(textures),
+            synthesizer=synthesizer,
         )
         if self.calibration is not None:
-            altered = TextureSynthesizer(textures)
-            yield from calibration_phases(self.calibration, self._compare, altered, self.config.ridge)
+            yield from calibration_phases(self.calibration, self._compare, synthesizer, self.config.ridge)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """L_all = L_dis + L_rec + L_bce (eq. 5)."""

@@ -84,10 +84,12 @@ class PositionGaussians(nn.Module):
         if relative:
             variance = sums["product"].diagonal(dim1=1, dim2=2) / count.unsqueeze(1) - mean.square()
             ridge *= float(variance.mean().clamp_min(LEAST_VARIANCE))
-        together = _covariance_of_all(sums["product"], mean, count, ridge)
+        together = _covariance_of_all(sums["product"], mean, count, ridge) if shared else None
         for part in torch.arange(len(mean), device=mean.device).split(POSITIONS_AT_ONCE):
             sigma = covariance(sums["product"][part], mean[part], count[part], ridge)
-            self.factor[part] = whitening(sigma.lerp(together, shared)).float()
+            if together is not None:
+                sigma = sigma.lerp(together, shared)
+            self.factor[part] = whitening(sigma).float()
 
 
 def covariance(product: Tensor, mean: Tensor, count: Tensor, ridge: float) -> Tensor:
