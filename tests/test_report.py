@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from threecad.checkpoint import RunFolder
-from threecad.report.overlay import COLOURS, LINE, Scale, colour, outlined, overlay, side_by_side
+from threecad.overlay import COLOURS, LINE, Scale, colour, outlined, overlay, side_by_side
 from threecad.report.page import Part, choose, is_mistake, precision_recall, report_run, roc, threshold
+from threecad.runs import RunFolder
 
 SCALE = Scale(low=1.0, threshold=2.0, high=4.0)
 
@@ -138,7 +138,7 @@ class References(HTMLParser):
 def test_the_page_needs_nothing_else_and_says_what_scores_json_says(tree: Path, tmp_path: Path, fitted: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(fitted, run)
-    scores = report_run(run, tree)
+    scores = report_run(run, tree, file=run / "report.html")
     text = (run / "report.html").read_text(encoding="utf-8")
     references = References(text)
     assert all(reference.startswith(("data:image/jpeg;base64,", "#part-")) for reference in references.found)
@@ -161,7 +161,7 @@ def test_a_page_without_masks_and_without_good_scores_still_stands(tree: Path, t
     run = tmp_path / "run"
     shutil.copytree(fitted, run)
     record = RunFolder(run).read_record()
-    record.good_scores = []
+    record.good_scores = {}
     RunFolder(run).write_record(record)
     report_run(run, tree, file=tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-import os
-import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -19,15 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from threecad.checkpoint import RunFolder, RunRecord, write_text
-from threecad.data.loading import Progress
+from threecad.evaluation import TITLES, Seen, evaluate_run
+from threecad.files import write_text
 from threecad.images import resize_map
-from threecad.inference import good_share
 from threecad.methods import METHODS
-from threecad.metrics.evaluate import Seen
 from threecad.metrics.image import image_scores
-from threecad.report.overlay import Scale, side_by_side
-from threecad.scoring import TITLES, score_run
+from threecad.overlay import Scale, side_by_side
+from threecad.runs import RunFolder, RunRecord
+from threecad.verdicts import good_share
 
 MOST_PARTS = 150
 """Parts that are shown; of more, all mistakes and an even choice of the others."""
@@ -54,15 +51,16 @@ class Part:
 
 @dataclass
 class Album:
-    """Collects the parts of an evaluation: `evaluate(…, look=album.add)`."""
+    """Collects the parts of an evaluation: `evaluate(…, on_image=album.add)`."""
 
     record: RunRecord
     parts: list[Part] = field(default_factory=list)
 
     def add(self, seen: Seen) -> None:
         """Keep a small picture of what was found in one image."""
-        sample, score, good = seen.sample, seen.found.score, self.record.good_scores
-        scale = Scale.of_good(self.record.good_peaks) or Scale.of_map(seen.found.anomaly_map)
+        sample, score = seen.sample, seen.found.score
+        good = good_of(self.record.good_scores, sample.category)
+        scale = Scale.of_good(good_of(self.record.good_peaks, sample.category)) or Scale.of_map(seen.found.anomaly_map)
         self.parts.append(
             Part(
                 name=f"{sample.defect}/{sample.image.name}",
@@ -76,6 +74,11 @@ class Album:
         )
 
 
+def good_of(by_category: Mapping[str, list[float]], category: str) -> list[float]:
+    """The good parts' values of a category; of the only one where the run has learnt just that, whatever its name."""
+    return by_category.get(category, next(iter(by_category.values())) if len(by_category) == 1 else [])
+
+
 class Threshold(NamedTuple):
     """The score from which a part is rejected on the page."""
 
@@ -83,18 +86,11 @@ class Threshold(NamedTuple):
     why: str
 
 
-def report_run(
-    run: Path,
-    root: Path,
-    names: Sequence[str] = (),
-    *,
-    file: Path | None = None,
-    counting: Callable[[str], Progress] | None = None,
-) -> dict[str, Any]:
-    """As `score_run`, and the page: RUN/report.html, or `file`."""
+def report_run(run: Path, root: Path, names: Sequence[str] = (), *, file: Path, **options: Any) -> dict[str, Any]:
+    """As `evaluate_run`, with its options, and the page, written to `file`."""
     album = Album(RunFolder(run).read_record())
-    scores = score_run(run, root, names, counting=counting, look=album.add)
-    write_report(file or run / "report.html", scores, album)
+    scores = evaluate_run(run, root, names, on_image=album.add, **options)
+    write_report(file, scores, album)
     return scores
 
 
@@ -169,7 +165,7 @@ def _positives(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.n
 
 def _content(scores: dict[str, Any], album: Album) -> dict[str, Any]:
     record, parts = album.record, album.parts
-    limit = threshold(parts, record.good_scores)
+    limit = threshold(parts, [score for values in record.good_scores.values() for score in values])
     by_category = scores.get("categories") or {scores["category"]: scores}
     summary = scores.get("mean", scores)
     shown = choose(parts, limit.value)
@@ -208,21 +204,12 @@ def _facts(record: RunRecord, scores: dict[str, Any]) -> dict[str, str]:
         "Textures": record.texture_source or "none",
         "Schedule": f"{record.preset}, {record.steps} steps, seed {record.seed}",
         "Fitted in": f"{minutes}:{seconds:02} min, {record.precision}, {record.threads} threads",
-        "Machine": _machine(),
+        "Machine": record.hardware,
         "Version": f"ThreeCAD {record.version}, torch {record.libraries.get('torch', '?')}",
     }
     if record.exclusions:
         facts["Left out"] = f"{len(record.exclusions)} listed images"
     return facts
-
-
-def _machine() -> str:
-    name = platform.processor() or platform.machine()
-    cpus = Path("/proc/cpuinfo")
-    if cpus.is_file():
-        lines = cpus.read_text(encoding="utf-8", errors="replace").splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {os.cpu_count()} cores"
 
 
 def _types(parts: Sequence[Part], limit: float) -> list[dict[str, Any]]:
