@@ -118,7 +118,8 @@ class Detector(nn.Module, ABC):
         """
         expected = (3, *self.config.image_size)
         shape = tuple(getattr(image, "shape", ()))
-        if len(shape) != 4 or shape[1:] != expected or not image.is_floating_point():
+        fits = isinstance(image, Tensor) and image.is_floating_point() and shape[1:] == expected and len(shape) == 4
+        if not fits:
             kind = getattr(image, "dtype", type(image).__name__)
             raise DataError(
                 f"expected images (B, {', '.join(map(str, expected))}) of floats in [0, 1], found {shape} of {kind}; "

@@ -112,7 +112,7 @@ class Predictor:
         Raises:
             DataError: a file that is no image, an array of another shape or type, a picture without a finite score.
         """
-        if isinstance(images, (Path, str, Image.Image)) or hasattr(images, "__array__"):
+        if not isinstance(images, (list, tuple)):
             picture: Picture = images  # type: ignore[assignment]
             return self([picture], category)[0]
         good = self.good_parts(category)
