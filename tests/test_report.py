@@ -12,7 +12,9 @@ import pytest
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from threecad.overlay import COLOURS, LINE, Scale, colour, outlined, overlay, side_by_side
-from threecad.report.page import Part, choose, is_mistake, precision_recall, report_run, roc, threshold
+from threecad.report.album import Part, choose, is_mistake
+from threecad.report.curves import precision_recall, roc, training_curves
+from threecad.report.page import report_run, threshold
 from threecad.runs import RunFolder
 
 SCALE = Scale(low=1.0, threshold=2.0, high=4.0)
@@ -194,3 +196,15 @@ def test_the_demo_leaves_everything_it_promises(tmp_path: Path, embedded: str, m
     (tmp_path / "own" / "a.txt").touch()
     with pytest.raises(RunError, match="files already"):
         demo.run_demo(tmp_path / "own", counting=counting)
+
+
+def test_training_curves_tell_each_phase_and_term_of_the_log_and_many_steps_are_averaged(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.csv"
+    lines = [f"joint,{step},0.001,recovery,{1000 / step:.6g}" for step in range(1, 1001)]
+    log.write_text("\n".join(["phase,step,rate,term,value", *lines, "late,1,0.1,bce,0.5"]) + "\n")
+    joint, late = training_curves(log)
+    assert (joint["phase"], joint["steps"], list(joint["paths"])) == ("joint", 1000, ["recovery"])
+    assert joint["paths"]["recovery"].count("L") == 199
+    assert joint["paths"]["recovery"].startswith("M0.00,0.00L")
+    assert (late["phase"], late["steps"]) == ("late", 1)
+    assert training_curves(tmp_path / "none.csv") == []
