@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
@@ -20,9 +21,9 @@ from threecad.synthesis.noise import lattice_noise
 MEMORY_LIMIT_BYTES = 3 << 29  # 1.5 GiB hold all 5,640 pictures of DTD at 256×256 px
 
 
-def texture_source(folder: Path | None) -> TextureSource:
-    """The pictures in `folder`, or procedural patterns where there is none."""
-    return ProceduralTextures() if folder is None else FolderTextures(folder)
+def texture_source(textures: Path | Literal["procedural"] | None) -> TextureSource:
+    """The pictures in a folder, or procedural patterns: by that word, or where nothing is said."""
+    return FolderTextures(textures) if isinstance(textures, Path) else ProceduralTextures()
 
 
 class FolderTextures:
