@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ from threecad.errors import DataError
 from threecad.images import IMAGE_SUFFIXES, read_image
 from threecad.synthesis import TextureSource
 from threecad.synthesis.noise import lattice_noise
+from threecad.threads import thread_count
 
 MEMORY_LIMIT_BYTES = 3 << 29  # 1.5 GiB hold all 5,640 pictures of DTD at 256×256 px
 
@@ -74,7 +74,7 @@ def _decode(files: list[Path], size: tuple[int, int]) -> Tensor:
     def decode(index: int) -> None:
         pictures[index] = torch.from_numpy(read_image(files[index], size=size)).permute(2, 0, 1)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets go of the interpreter while it decodes
+    with ThreadPoolExecutor(thread_count()) as pool:  # Pillow lets go of the interpreter while it decodes
         list(pool.map(decode, range(len(files))))
     return pictures
 
