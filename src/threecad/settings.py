@@ -15,7 +15,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from threecad.errors import SettingsError, did_you_mean
 
@@ -29,7 +38,15 @@ class Frozen(BaseModel):
 
 
 class Table(Frozen):
-    """A table of settings; a path in it is absolute."""
+    """A table of settings; a path in it is absolute, and a truth is no number."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, about: ValidationInfo) -> Any:
+        annotation = cls.model_fields[str(about.field_name)].annotation
+        if isinstance(value, bool) and bool not in (annotation, *typing.get_args(annotation)):
+            raise ValueError("expected no true or false")
+        return value
 
     @field_validator("*")
     @classmethod
