@@ -36,7 +36,7 @@ def verify(root: Root) -> None:
 
 @app.command()
 def stats(root: Root) -> None:
-    """The paper's Table 1, and the numbers behind its Fig. 3."""
+    """The paper's Table 1, and the numbers behind its Figure 3."""
     from threecad.data.statistics import HEADER, measure
     from threecad.data.tree import read_categories
 

@@ -34,7 +34,7 @@ def evaluate(
             "device": device,
             "precision": precision,
             "counting": lambda title: counting(shown, title),
-            "notify": shown.say,
+            "notify": shown.notify,
         }
         if report:
             scores = report_run(run, data, category, file=place / "report.html", **options)

@@ -47,7 +47,7 @@ def predict(
             precision=precision,
             category=category,
             progress=counting(shown, "predicting"),
-            notify=shown.say,
+            notify=shown.notify,
         )
     for error in summary.errors:
         note(f"threecad: {error}")

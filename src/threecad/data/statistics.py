@@ -16,8 +16,7 @@ from threecad.errors import DataError
 from threecad.images import image_size, read_mask
 from threecad.records import Sample
 from threecad.regions import bounding_boxes, label_regions
-
-THREADS = 2
+from threecad.threads import thread_count
 
 HEADER = (
     "Category",
@@ -113,7 +112,7 @@ def measure(categories: Iterable[Category]) -> Statistics:
     for category in categories:
         types = read_types(category)
         defective = [sample for sample in category.test if sample.is_defect]
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(thread_count()) as pool:
             sizes = list(pool.map(lambda sample: image_size(sample.image), category.samples))
             defects = list(pool.map(_measure_mask, defective)) if category.has_masks else []
         areas += [defect.area_ratio for defect in defects]

@@ -38,7 +38,7 @@ from threecad.methods import METHODS
 from threecad.nets.maps import full_precision
 from threecad.records import Batch, Prediction
 from threecad.schedules import milestones
-from threecad.settings import MethodConfig
+from threecad.settings import MethodConfig, Weights
 from threecad.synthesis import TextureSource
 from threecad.synthesis.blending import TextureSynthesizer
 
@@ -51,7 +51,7 @@ class DRAEMConfig(MethodConfig):
 
     grid = 32
 
-    weights: str = "random"
+    weights: Weights = "random"
     """Not used: both networks learn from random weights."""
 
     reconstruction_widths: tuple[int, int, int, int, int] = (128, 256, 512, 1024, 1024)

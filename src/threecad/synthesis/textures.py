@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
@@ -16,13 +16,14 @@ from threecad.errors import DataError
 from threecad.images import IMAGE_SUFFIXES, read_image
 from threecad.synthesis import TextureSource
 from threecad.synthesis.noise import lattice_noise
+from threecad.threads import thread_count
 
 MEMORY_LIMIT_BYTES = 3 << 29  # 1.5 GiB hold all 5,640 pictures of DTD at 256×256 px
 
 
-def texture_source(folder: Path | None) -> TextureSource:
-    """The pictures in `folder`, or procedural patterns where there is none."""
-    return ProceduralTextures() if folder is None else FolderTextures(folder)
+def texture_source(textures: Path | Literal["procedural"] | None) -> TextureSource:
+    """The pictures in a folder, or procedural patterns: by that word, or where nothing is said."""
+    return FolderTextures(textures) if isinstance(textures, Path) else ProceduralTextures()
 
 
 class FolderTextures:
@@ -73,7 +74,7 @@ def _decode(files: list[Path], size: tuple[int, int]) -> Tensor:
     def decode(index: int) -> None:
         pictures[index] = torch.from_numpy(read_image(files[index], size=size)).permute(2, 0, 1)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets go of the interpreter while it decodes
+    with ThreadPoolExecutor(thread_count()) as pool:  # Pillow lets go of the interpreter while it decodes
         list(pool.map(decode, range(len(files))))
     return pictures
 
