@@ -20,6 +20,7 @@ from scipy.stats import chi2, ncx2, norm
 
 from threecad.groups import folds
 from threecad.verdicts import (
+    AREAS_PX,
     Budget,
     GoodPart,
     GoodScores,
@@ -247,7 +248,7 @@ def picture() -> str:
     """Scores drawn at random, with both thresholds."""
     generator = np.random.default_rng(214)
     good = [
-        GoodPart(part=str(index), score=score, peaks=(score,))
+        GoodPart(part=str(index), score=score, peaks=(score,) * len(AREAS_PX))
         for index, score in enumerate(generator.chisquare(CHANNELS, 214))
     ]
     verdicts = Verdicts(GoodScores(parts={"parts": tuple(good)}))

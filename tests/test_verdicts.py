@@ -274,12 +274,12 @@ def test_escapes_have_the_interval_of_clopper_and_pearson() -> None:
 
 def test_a_part_has_the_highest_values_of_its_images() -> None:
     images = [
-        GoodPart(part="7", score=1.0, peaks=(5.0, 2.0)),
-        GoodPart(part="8", score=9.0, peaks=(9.0, 9.0)),
-        GoodPart(part="7", score=3.0, peaks=(4.0, 3.0)),
+        GoodPart(part="7", score=1.0, peaks=(5.0, 2.0, *FLAT[2:])),
+        GoodPart(part="8", score=9.0, peaks=(9.0, 9.0, *FLAT[2:])),
+        GoodPart(part="7", score=3.0, peaks=(4.0, 3.0, *FLAT[2:])),
     ]
     seven, eight = joined_parts(images)
-    assert (seven.part, seven.score, seven.peaks) == ("7", 3.0, (5.0, 3.0))
+    assert (seven.part, seven.score, seven.peaks) == ("7", 3.0, (5.0, 3.0, *FLAT[2:]))
     assert eight == images[1]
 
 
@@ -298,10 +298,13 @@ def test_good_parts_of_other_conditions_are_refused_by_name() -> None:
     good = GoodScores(conditions={"weights": "abc", "precision": "float32"}, parts={"plate": parts([1.0])})
     with pytest.raises(RunError, match="precision was float32, is bf16"):
         good.joined("plate", parts([2.0]), {"weights": "abc", "precision": "bf16"})
+    assert GoodScores().joined("plate", parts([2.0]), {"precision": "bf16"}).conditions == {"precision": "bf16"}
 
 
 def test_good_parts_come_back_from_their_file() -> None:
-    good = GoodScores(conditions={"weights": "abc", "height": 256}, parts={"plate": parts([1.0, 0.1 + 0.2], "monday")})
+    looks = GoodLooks.of([look(picture()), look(picture(130))])
+    good = GoodScores().joined("plate", parts([1.0, 0.1 + 0.2], "monday"), {"weights": "abc", "height": 256}, looks)
+    assert good.looks["plate"] == looks
     assert GoodScores.from_json(good.model_dump_json()) == good
 
 
@@ -456,12 +459,10 @@ GOOD_LOOKS = GoodLooks.of(look(picture(115 + seed, seed=seed)) for seed in range
     ],
 )
 def test_an_image_that_cannot_show_a_part_says_why(pixels: np.ndarray, said: str) -> None:
-    assert GOOD_LOOKS is not None
     assert said in (plausible(pixels, GOOD_LOOKS) or "")
 
 
 def test_other_good_images_and_those_with_defects_are_plausible() -> None:
-    assert GOOD_LOOKS is not None
     scratched, stained = picture(seed=20), picture(seed=21)
     scratched[30] = 255
     stained[:30, :40] = 0  # a quarter of the image
@@ -475,15 +476,22 @@ def test_good_parts_on_black_and_even_ones_stay_plausible() -> None:
     even = np.full((60, 80, 3), 90, np.uint8)
     for pixels in (on_black, even):
         good = GoodLooks.of([look(pixels), look(pixels)])
-        assert good is not None and plausible(pixels, good) is None
+        assert plausible(pixels, good) is None
 
 
 def test_sizes_may_vary_as_much_as_those_of_good_images() -> None:
     good = GoodLooks.of([look(picture(size=(60, 80))), look(picture(size=(70, 80)))])
-    assert good is not None
     assert plausible(picture(size=(75, 80)), good) is None
     assert plausible(picture(size=(90, 80)), good) == "the image is 90×80 px, good ones are 60×80 to 70×80"
-    assert GoodLooks.of([]) is None
+
+
+def test_further_good_images_widen_what_is_plausible() -> None:
+    good = GoodScores().joined("plate", parts(np.arange(9.0)), {}, GOOD_LOOKS)
+    dim = picture(60)
+    assert Verdicts(good).doubt(dim) == "the image is darker than every good one"
+    wider = good.joined("plate", [], {}, GoodLooks.of([look(picture(70))]))
+    assert Verdicts(wider).doubt(dim) is None
+    assert Verdicts(GoodScores()).doubt(dim) is None  # nothing is known
 
 
 # -- the plot --------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import numpy as np
 from threecad.verdicts.areas import Region, regions
 from threecad.verdicts.bounds import FEWEST_PARTS, Budget, Interval, Limit, limit, rejects_to_come, share_of
 from threecad.verdicts.good import GoodScores, good_share
+from threecad.verdicts.looks import plausible
 from threecad.verdicts.settings import VerdictSettings, write_verdict
 
 Word = Literal["OK", "REVIEW", "NG"]
@@ -76,7 +77,7 @@ class Verdicts:
         Whatever cannot be judged is REVIEW, never OK.
 
         Args:
-            doubt: why the image does not look like a picture of a part, from `plausible`.
+            doubt: why an image of it does not look like a picture of a part, from `doubt`.
         """
         if doubt:
             return Verdict("REVIEW", doubt)
@@ -91,6 +92,11 @@ class Verdicts:
         if score > limits.review.threshold:
             return Verdict("REVIEW", self._rank(score, category))
         return Verdict("OK")
+
+    def doubt(self, pixels: np.ndarray, category: str | None = None) -> str | None:
+        """Why the image (H, W, 3) uint8, at its own size, cannot be a picture of a part; None where it can."""
+        looks = self.good.looks.get(self.good.category(category))
+        return plausible(pixels, looks) if looks else None
 
     def good_share(self, score: float, category: str | None = None) -> float | None:
         """Share of good parts that score at least as high; None without any."""

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from threecad.errors import RunError, SettingsError, did_you_mean
-from threecad.verdicts.areas import peak_of_area
+from threecad.verdicts.areas import AREAS_PX, peak_of_area
+from threecad.verdicts.looks import GoodLooks
 
 FORMAT = 1
 """Version of the file of good parts; a reader refuses a newer one."""
@@ -27,7 +28,7 @@ class GoodPart(BaseModel):
 
     part: str
     score: float
-    peaks: tuple[float, ...]  # at each area of `AREAS_PX`, see `areas.area_peaks`
+    peaks: tuple[float, ...] = Field(min_length=len(AREAS_PX), max_length=len(AREAS_PX))  # see `areas.area_peaks`
     lot: str | None = None
 
 
@@ -39,6 +40,7 @@ class GoodScores(BaseModel):
     format: int = FORMAT
     conditions: dict[str, str | int | float | bool | None] = {}
     parts: dict[str, tuple[GoodPart, ...]] = {}
+    looks: dict[str, GoodLooks] = {}  # of the good images of each category, those that were learnt from included
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -100,19 +102,31 @@ class GoodScores(BaseModel):
         """(n,) float64: above which value a part's maps have no region of `least_area_px`."""
         return np.array([peak_of_area(part.peaks, least_area_px) for part in self.of(category)], dtype=np.float64)
 
-    def joined(self, category: str, more: Iterable[GoodPart], conditions: Conditions) -> Self:
+    def joined(
+        self, category: str, more: Iterable[GoodPart], conditions: Conditions, looks: GoodLooks | None = None
+    ) -> Self:
         """With further good parts; of a part that is here already the higher values stay, so that twice is as once.
 
+        Args:
+            looks: of the images of these parts.
+
         Raises:
-            RunError: `conditions` are not those of the scores that are here.
+            RunError: `conditions` are not those of the scores that are here, or a part is of two lots.
         """
-        refuse_other_conditions(self.conditions, conditions, "the good parts' scores")
-        together = joined_parts([*self.parts.get(category, ()), *more])
-        return type(self)(conditions=dict(conditions), parts={**self.parts, category: together})
+        if self.parts:
+            refuse_other_conditions(self.conditions, conditions, "the good parts' scores")
+        parts = {**self.parts, category: joined_parts([*self.parts.get(category, ()), *more])}
+        every = [one for one in (self.looks.get(category), looks) if one is not None]
+        together = {**self.looks, category: GoodLooks.joined(every)} if every else self.looks
+        return type(self)(conditions=dict(conditions), parts=parts, looks=together)
 
 
 def joined_parts(images: Iterable[GoodPart]) -> tuple[GoodPart, ...]:
-    """One entry a part, with the highest of its images' values; in the order in which parts first appear."""
+    """One entry a part, with the highest of its images' values; in the order in which parts first appear.
+
+    Raises:
+        RunError: images of one part are of two lots.
+    """
     parts: dict[str, GoodPart] = {}
     for image in images:
         known = parts.get(image.part)

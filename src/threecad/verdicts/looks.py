@@ -6,7 +6,7 @@ are wide: they ask for REVIEW where an image lies far outside everything that go
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,10 +48,16 @@ class GoodLooks(NamedTuple):
     highest: Look
 
     @classmethod
-    def of(cls, looks: Iterable[Look]) -> GoodLooks | None:
-        """Of at least one good image; None without any."""
-        rows = list(zip(*looks, strict=True))
-        return cls(Look(*map(min, rows)), Look(*map(max, rows))) if rows else None
+    def of(cls, looks: Iterable[Look]) -> GoodLooks:
+        """Of at least one good image."""
+        return cls.joined([cls(one, one) for one in looks])
+
+    @classmethod
+    def joined(cls, several: Sequence[GoodLooks]) -> GoodLooks:
+        """Of the images of all of these, at least one."""
+        lowest = zip(*(one.lowest for one in several), strict=True)
+        highest = zip(*(one.highest for one in several), strict=True)
+        return cls(Look(*map(min, lowest)), Look(*map(max, highest)))
 
 
 def plausible(pixels: np.ndarray, good: GoodLooks) -> str | None:
