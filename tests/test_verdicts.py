@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from calibrations import MODELS, broken, broken_by_exposures, broken_by_lots
+from calibrations import MODELS, SCHEMES, broken, broken_by_exposures, broken_by_lots
 from threecad.errors import RunError, SettingsError
 from threecad.verdicts import (
     AREAS_PX,
@@ -142,9 +142,18 @@ MONTE_CARLO = 4 * math.sqrt(0.05 * 0.95 / CALIBRATIONS)
 
 
 @pytest.mark.parametrize("n", [20, 50, 100, 300])
-def test_a_hold_out_breaks_its_bounds_in_no_more_calibrations_than_it_says(n: int) -> None:
-    for share in broken("hold-out", "mean", n, [Budget(0.05), Budget(0.01)], CALIBRATIONS):
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_bounds_break_in_no_more_calibrations_than_they_say(scheme: str, n: int) -> None:
+    for share in broken(scheme, "mean", n, [Budget(0.05), Budget(0.01)], CALIBRATIONS):
         assert share <= 0.05 + MONTE_CARLO
+
+
+def test_the_average_rule_keeps_its_budget_on_average_and_not_in_every_calibration() -> None:
+    budget, generator = Budget(0.05, rule="average"), np.random.default_rng(0)
+    found = [limit(generator.random(100), budget) for _ in range(CALIBRATIONS)]
+    shares = np.array([1 - one.threshold for one in found])
+    assert abs(shares.mean() - found[0].promised) < 4 * shares.std() / math.sqrt(CALIBRATIONS)
+    assert (shares > found[0].promised).mean() > 1 / 3
 
 
 def test_closed_forms_that_leave_a_part_out_are_those_of_models_without_it() -> None:

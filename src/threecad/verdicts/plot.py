@@ -46,8 +46,8 @@ def scores_plot(
         f'<text x="{RIGHT}" y="{BASE + 18}" text-anchor="end">{high:.3g}</text>',
         f'<text x="{(LEFT + RIGHT) // 2}" y="{BASE + 36}" text-anchor="middle">'
         f"anomaly score{' (logarithmic)' if scaled is np.log else ''}</text>",
-        *_line(place(limits.review.threshold), 62, REVIEW, "REVIEW", limits.review),
-        *_line(place(limits.reject.threshold), 80, REJECT, "NG", limits.reject),
+        *_line(place(limits.reject.threshold), 62, REJECT, "NG", limits.reject),
+        *_line(place(limits.review.threshold), 80, REVIEW, "REVIEW", limits.review),
         "</svg>",
     ]
     return "\n".join(drawn) + "\n"
@@ -63,18 +63,17 @@ def _legend(good: int, defects: int) -> list[str]:
 
 
 def _dots(shown: list[tuple[np.ndarray, str]], place: Callable[[float], float]) -> list[str]:
-    """Columns of dots, good parts below, as high as the tallest column allows."""
+    """Each dot at its score, on top of those of about the same one; good parts below."""
     step = (RIGHT - LEFT) / COLUMNS
-    columns: dict[int, list[str]] = {}
+    columns: dict[int, list[tuple[float, str]]] = {}
     for scores, colour in shown:
-        for score in scores:
-            columns.setdefault(min(int((place(score) - LEFT) / step), COLUMNS - 1), []).append(colour)
+        for x in map(place, np.sort(scores)):
+            columns.setdefault(int((x - LEFT) / step), []).append((x, colour))
     rise = min(step, ROOM / max(len(column) for column in columns.values()))
     return [
-        f'<circle cx="{LEFT + step * (column + 0.5):.1f}" cy="{BASE - step / 2 - rise * height:.1f}" '
-        f'r="{0.42 * step:.1f}" fill="{colour}"/>'
-        for column, colours in sorted(columns.items())
-        for height, colour in enumerate(colours)
+        f'<circle cx="{x:.1f}" cy="{BASE - step / 2 - rise * height:.1f}" r="{0.4 * step:.1f}" fill="{colour}"/>'
+        for column in columns.values()
+        for height, (x, colour) in enumerate(column)
     ]
 
 
