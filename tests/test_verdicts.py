@@ -141,6 +141,7 @@ MONTE_CARLO = 4 * math.sqrt(0.05 * 0.95 / CALIBRATIONS)
 """Four standard errors of a share of 5 % counted over so many calibrations."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [20, 50, 100, 300])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_bounds_break_in_no_more_calibrations_than_they_say(scheme: str, n: int) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -75,15 +76,23 @@ def limit(scores: Sequence[float] | np.ndarray, budget: Budget) -> Limit:
     return Limit(float(ordered[above]), len(ordered), above, float(promises[above]), budget)
 
 
+@lru_cache(maxsize=64)
 def promised_shares(n: int, budget: Budget) -> np.ndarray:
-    """(n,) the share of good parts promised for thresholds that leave 0, 1, …, n − 1 of n good parts above; rising."""
+    """(n,) the share of good parts promised for thresholds that leave 0, 1, …, n − 1 of n good parts above; rising.
+
+    Raises:
+        SettingsError: a budget out of (0, 1).
+    """
     _check(budget)
     above = np.arange(n)
     if budget.rule == "average":
-        return (above + 1) / (n + 1)
-    from scipy.special import betaincinv  # the quantile of a Beta distribution, without the weight of scipy.stats
+        shares = (above + 1) / (n + 1)
+    else:
+        from scipy.special import betaincinv  # the quantile of a Beta distribution, without the weight of scipy.stats
 
-    return betaincinv(above + 1, n - above, budget.confidence)
+        shares = betaincinv(above + 1, n - above, budget.confidence)
+    shares.setflags(write=False)  # all callers share it
+    return shares
 
 
 def parts_needed(budget: Budget) -> int:
