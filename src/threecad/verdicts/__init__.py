@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from threecad.verdicts.areas import AREAS_PX, Region, area_peaks, regions
 from threecad.verdicts.bounds import FEWEST_PARTS, Budget, Interval, Limit, limit, parts_needed, promised_shares
-from threecad.verdicts.decide import Escapes, Limits, Verdict, Verdicts, per_cent, promise
+from threecad.verdicts.decide import Escapes, Judged, Limits, Verdict, Verdicts, per_cent, promise
 from threecad.verdicts.good import (
     Conditions,
     GoodPart,
@@ -34,6 +34,7 @@ __all__ = [
     "GoodPart",
     "GoodScores",
     "Interval",
+    "Judged",
     "Limit",
     "Limits",
     "Look",

@@ -46,7 +46,7 @@ def regions(anomaly_map: np.ndarray, threshold: float, least_area_px: int = 1) -
 
 
 def area_peaks(anomaly_map: np.ndarray) -> tuple[float, ...]:
-    """For each of `AREAS_PX` the lowest value above which the map (H, W) has no region of that area.
+    """For each of `AREAS_PX` the lowest value above which the map (H, W), all finite, has no region of that area.
 
     The first is the map's maximum; an area that the whole image does not have gets its minimum.
     """

@@ -25,6 +25,14 @@ class Verdict(NamedTuple):
     reason: str = ""
 
 
+class Judged(NamedTuple):
+    """All that is said of one image."""
+
+    verdict: Verdict
+    good_share: float | None  # None without good parts to compare with
+    regions: list[Region]  # at the image's own size, highest peak first
+
+
 class Limits(NamedTuple):
     """The three thresholds of a category."""
 
@@ -71,13 +79,32 @@ class Verdicts:
         peaks = self.good.peaks(category, asked.least_area_px)
         return Limits(limit(scores, asked.review), limit(scores, asked.reject), limit(peaks, asked.region))
 
+    def judge(
+        self, score: float, anomaly_map: np.ndarray, pixels: np.ndarray | None = None, category: str | None = None
+    ) -> Judged:
+        """Verdict, share and regions of one image.
+
+        Args:
+            anomaly_map: (H, W) at the image's own size.
+            pixels: (H, W, 3) uint8 at the image's own size; without them its look is not checked.
+
+        Raises:
+            SettingsError: an unknown category, or several and none is named.
+        """
+        doubt = None if pixels is None else self.doubt(pixels, category)
+        if not np.isfinite(anomaly_map).all():
+            doubt = doubt or "the map is not finite"
+        can_compare = len(self.good.of(category)) >= FEWEST_PARTS
+        found = self.regions(anomaly_map, category) if can_compare else []
+        return Judged(self.decide(score, category, doubt), self.good_share(score, category), found)
+
     def decide(self, score: float, category: str | None = None, doubt: str | None = None) -> Verdict:
         """The verdict on a part of this score, the highest of its images'.
 
         Whatever cannot be judged is REVIEW, never OK.
 
         Args:
-            doubt: why an image of it does not look like a picture of a part, from `doubt`.
+            doubt: why its picture cannot be trusted, such as what the method `doubt` says.
         """
         if doubt:
             return Verdict("REVIEW", doubt)
@@ -152,7 +179,9 @@ def promise(limit: Limit, what: str = "are rejected") -> str:
         said = f"Of good parts like these {limit.n}, {many} {what} on average over calibrations"
     else:
         said = f"Of good parts like these {limit.n}, at most {many} {what}, with {confidence_words(budget)}"
-    return said + ("." if limit.is_met else f"; {limit.missing} more are needed for {per_cent(budget.share)}.")
+    if limit.is_met:
+        return f"{said}."
+    return f"{said}; {limit.missing} more {'is' if limit.missing == 1 else 'are'} needed for {per_cent(budget.share)}."
 
 
 def confidence_words(budget: Budget) -> str:

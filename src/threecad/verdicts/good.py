@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from threecad.errors import RunError, SettingsError, did_you_mean
-from threecad.verdicts.areas import AREAS_PX, peak_of_area
+from threecad.errors import DataError, RunError, SettingsError, did_you_mean
+from threecad.verdicts.areas import AREAS_PX, area_peaks, peak_of_area
 from threecad.verdicts.looks import GoodLooks
 
 FORMAT = 1
@@ -30,6 +31,17 @@ class GoodPart(BaseModel):
     score: float
     peaks: tuple[float, ...] = Field(min_length=len(AREAS_PX), max_length=len(AREAS_PX))  # see `areas.area_peaks`
     lot: str | None = None
+
+    @classmethod
+    def seen(cls, part: str, score: float, anomaly_map: np.ndarray, lot: str | None = None) -> Self:
+        """A good part from one image's score and map (H, W) at the image's own size.
+
+        Raises:
+            DataError: either is not finite.
+        """
+        if not (math.isfinite(score) and np.isfinite(anomaly_map).all()):
+            raise DataError(f"the score or map of good part '{part}' is not finite; the model is broken, fit anew")
+        return cls(part=part, score=score, peaks=area_peaks(anomaly_map), lot=lot)
 
 
 class GoodScores(BaseModel):
