@@ -105,6 +105,7 @@ class Detector(nn.Module, ABC):
     scope: ClassVar[Scope] = "category"  # "dataset": one model for all categories
     batch: ClassVar[int] = 32  # the paper's
     quick: ClassVar[Preset] = Preset()
+    leaves_out: ClassVar[bool] = False  # whether `left_out` knows the answer
 
     def __init__(self, config: MethodConfig) -> None:
         super().__init__()
@@ -134,6 +135,14 @@ class Detector(nn.Module, ABC):
         Args:
             image: (B, 3, H, W), RGB in [0, 1]; normalised inside.
         """
+
+    def left_out(self, image: Tensor) -> Prediction:
+        """Map and score of images that were learnt from, each as if the fit had left it out, in closed form.
+
+        Args:
+            image: as of `forward`.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def phases(self, textures: TextureSource) -> Iterator[Phase]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch
 from threecad.checkpoint import load_detector
 from threecad.detector import Detector
 from threecad.devices import autocast, best_device, choose_device, has_native_bf16, resolve_precision
-from threecad.predictor import BATCH, Found, GoodParts, Picture, Predictor, Result, predict_all
+from threecad.predictor import BATCH, Found, Picture, Predictor, Result, predict_all
 from threecad.records import Prediction
 from threecad.runs import RunFolder, RunRecord
 from threecad.tensors import to_tensor
+from threecad.verdicts import Conditions, GoodScores, Verdicts, other_conditions
 
 
 class TorchNetwork:
@@ -25,6 +27,7 @@ class TorchNetwork:
         self.precision = resolve_precision(precision, self.device)
         self.detector = detector.to(self.device).to(memory_format=torch.channels_last).eval()
         self.image_size = detector.config.image_size
+        self.forward: Callable[[torch.Tensor], Prediction] = self.detector
 
     def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Maps (B, H, W) and scores (B,), float32, of pixels (B, H, W, 3) uint8."""
@@ -35,7 +38,7 @@ class TorchNetwork:
     def predict(self, pixels: np.ndarray) -> Prediction:
         """The same, left on the device."""
         with torch.inference_mode(), autocast(self.precision, self.device):
-            return self.detector(to_tensor(pixels, self.device))
+            return self.forward(to_tensor(pixels, self.device))
 
 
 def load(
@@ -56,19 +59,22 @@ def load(
         RunError: there is no finished run, or it does not fit this version.
         SettingsError: a device or a precision that this machine does not have.
     """
-    detector, record = load_detector(RunFolder(Path(run)))
-    return predictor_of(detector, record, device=device, precision=precision, notify=notify)
+    folder = RunFolder(Path(run))
+    detector, record = load_detector(folder)
+    verdicts = folder.read_verdicts()
+    return predictor_of(detector, record, verdicts, device=device, precision=precision, notify=notify)
 
 
 def predictor_of(
     detector: Detector,
     record: RunRecord,
+    verdicts: Verdicts | None = None,
     *,
     device: str | None = None,
     precision: str | None = None,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Predictor:
-    """The predictor of a detector and the record of its fit; arguments as of `load`."""
+    """The predictor of a detector, the record of its fit and its verdicts; other arguments as of `load`."""
     chosen = choose_device(device)
     if precision is None:
         precision = record.precision if record.precision == "float32" or has_native_bf16(chosen) else "float32"
@@ -76,12 +82,16 @@ def predictor_of(
     if network.precision != record.precision:
         notify(
             f"the run was fitted in {record.precision}, this machine predicts in {network.precision}: "
-            "scores differ a little from those of the good parts kept aside"
+            "scores differ a little, and good parts have to be scored here: threecad calibrate RUN FOLDER --anew"
         )
-    good = {
-        name: GoodParts(record.good_scores.get(name, []), record.good_peaks.get(name, [])) for name in record.categories
-    }
-    return Predictor(network, record.method, good)
+    here = record.conditions(network.image_size, network.precision)
+    return Predictor(network, record.method, _trusted(verdicts or Verdicts(GoodScores()), here), here)
+
+
+def _trusted(verdicts: Verdicts, here: Conditions) -> Verdicts:
+    """The verdicts, which distrust good parts that were scored under other conditions than hold here."""
+    differ = other_conditions(verdicts.good.conditions, here) if verdicts.good.categories else ""
+    return replace(verdicts, distrust=f"good parts were scored otherwise: {differ}" if differ else "")
 
 
 def predict_pictures(run: Path | str, inputs: Picture | Sequence[Picture]) -> Result | list[Result]:

@@ -17,8 +17,7 @@ from PIL import Image
 
 from threecad.errors import DataError
 from threecad.images import image_pixels, read_image, resize_image, resize_map
-from threecad.overlay import Scale
-from threecad.verdicts import good_share
+from threecad.verdicts import Conditions, GoodScores, Region, Verdicts, Word
 
 if TYPE_CHECKING:
     from threecad.detector import Detector
@@ -48,25 +47,15 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class GoodParts:
-    """What the good parts that a fit kept aside looked like to its detector."""
-
-    scores: Sequence[float] = ()
-    peaks: Sequence[float] = ()  # the largest value of each of their maps
-
-    @property
-    def scale(self) -> Scale | None:
-        """Colours of maps; None without any part."""
-        return Scale.of_good(self.peaks)
-
-
-@dataclass(frozen=True, slots=True)
 class Result:
     """What a predictor says of one picture."""
 
     score: float  # higher = more anomalous; no fixed range
     anomaly_map: np.ndarray  # (H, W) float32 at the picture's own size
-    good_share: float | None  # share of good parts that score at least as high; None where none were kept aside
+    good_share: float | None  # share of good parts that score at least as high; None without any to compare with
+    verdict: Word  # OK, REVIEW or NG
+    reason: str  # of a REVIEW or an NG
+    regions: list[Region]  # areas that good parts do not have, in pixels of the picture, highest peak first
 
 
 @dataclass
@@ -75,7 +64,8 @@ class Predictor:
 
     network: Network
     method: str
-    good: Mapping[str, GoodParts] = field(default_factory=dict)  # by category
+    verdicts: Verdicts = field(default_factory=lambda: Verdicts(GoodScores()))
+    conditions: Conditions = field(default_factory=dict)  # what scores depend on here
     decoding: Mapping[str, Any] = field(default_factory=dict)  # how files become pixels: keywords of `read_image`
 
     @property
@@ -111,11 +101,12 @@ class Predictor:
 
         Raises:
             DataError: a file that is no image, an array of another shape or type, a picture without a finite score.
+            SettingsError: a category that the run has not learnt, or several and none is named.
         """
         if not isinstance(images, (list, tuple)):
             picture: Picture = images  # type: ignore[assignment]
             return self([picture], category)[0]
-        good = self.good_parts(category)
+        category = self.verdicts.good.category(category)
         whole = [self._pixels(picture, index) for index, picture in enumerate(images)]
         found = predict_all(self.network, (resize_image(pixels, self.image_size) for pixels in whole))
         results = []
@@ -123,21 +114,12 @@ class Predictor:
             if not math.isfinite(one.score):
                 raise DataError(f"picture {index}: expected a finite score, found {one.score}; the run is damaged")
             anomaly_map = resize_map(one.anomaly_map, pixels.shape[:2])
-            share = good_share(one.score, good.scores) if good.scores else None
-            results.append(Result(one.score, anomaly_map, share))
+            doubt = self.verdicts.doubt(pixels, category)
+            (word, reason), share, regions = self.verdicts.judge(
+                one.score, one.anomaly_map, pixels.shape[:2], category, doubt
+            )
+            results.append(Result(one.score, anomaly_map, share, word, reason, regions))
         return results
-
-    def good_parts(self, category: str | None = None) -> GoodParts:
-        """Those of a category; without a name, those of the only one, and none where there are several.
-
-        Raises:
-            DataError: the run has not learnt that category.
-        """
-        if category is None:
-            return next(iter(self.good.values())) if len(self.good) == 1 else GoodParts()
-        if category not in self.good:
-            raise DataError(f"the run has learnt {', '.join(self.good)} and says nothing of '{category}'")
-        return self.good[category]
 
     def _pixels(self, picture: Picture, index: int) -> np.ndarray:
         if isinstance(picture, (Path, str)):

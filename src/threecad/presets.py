@@ -22,7 +22,7 @@ def preset_tables(method: str, preset: str) -> dict[str, dict[str, Any]]:
     """What a preset changes in the method's defaults, as settings tables."""
     detector = METHODS[method]
     presets: dict[str, dict[str, dict[str, Any]]] = {
-        "paper": {"data": {"holdout": 0.0}},
+        "paper": {"data": {"holdout": 0.0}},  # a publication learns from all
         "quick": {"method": dict(detector.quick.method), "training": dict(detector.quick.training)},
     }
     return presets.get(preset, {})
