@@ -100,8 +100,8 @@ def fit(
             parts = score_parts(network, found, found.every, progress, detector.left_out)
         else:
             parts = folds or score_parts(network, found, found.held_out, progress)
-        names = dict.fromkeys(found.known[sample.image].name for sample in found.every)
-        good = GoodScores(parts=parts, looks=look_at(found.every, progress), images=tuple(names))
+        learnt = dict.fromkeys(found.known[sample.image].name for sample in found.learnt)
+        good = GoodScores(parts=parts, looks=look_at(found.every, progress), learnt=tuple(learnt))
         save_detector(run, detector, record, good)
         FoldsFolder(run.path).remove()
     fabric.barrier()

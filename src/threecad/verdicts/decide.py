@@ -176,6 +176,15 @@ class Verdicts:
             promise(region, "have any region" if least == 1 else f"have any region of at least {least} px"),
         ]
 
+    def summary(self) -> list[str]:
+        """A line a category: how many good parts may be rejected, or that nothing can be said."""
+        lines = []
+        for name in self.good.parts:
+            said = self.distrust or f"{len(self.good.of(name))} good parts to compare with"
+            said = self.sentences(name)[0] if self.can_judge(name) else f"Every part is REVIEW: {said}."
+            lines.append(f"{name}: {said}" if len(self.good.parts) > 1 else said)
+        return lines
+
     def _rank(self, score: float, category: str | None) -> str:
         scores = self.good.scores(category)
         above = int(np.sum(scores >= score))

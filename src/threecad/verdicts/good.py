@@ -63,7 +63,7 @@ class GoodScores(BaseModel):
     conditions: dict[str, str | int | float | bool | None] = {}
     parts: dict[str, tuple[GoodPart, ...]] = {}
     looks: dict[str, GoodLooks] = {}  # of the good images of each category, those that were learnt from included
-    images: tuple[str, ...] = ()  # all of those, by `image_name`: what may not be counted again
+    learnt: tuple[str, ...] = ()  # the images that the model has learnt from, by `image_name`: they cannot be added
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -134,13 +134,11 @@ class GoodScores(BaseModel):
         more: Iterable[GoodPart],
         conditions: Conditions,
         looks: GoodLooks | None = None,
-        images: Iterable[str] = (),
     ) -> Self:
         """With further good parts; of a part that is here already the higher values stay, so that twice is as once.
 
         Args:
             looks: of the images of these parts.
-            images: their names, of `image_name`.
 
         Raises:
             RunError: `conditions` are not those of the scores that are here, or a part is of two lots.
@@ -150,8 +148,7 @@ class GoodScores(BaseModel):
         parts = {**self.parts, category: joined_parts([*self.parts.get(category, ()), *more])}
         every = [one for one in (self.looks.get(category), looks) if one is not None]
         together = {**self.looks, category: GoodLooks.joined(every)} if every else self.looks
-        known = tuple(dict.fromkeys([*self.images, *images]))
-        return type(self)(conditions=dict(conditions), parts=parts, looks=together, images=known)
+        return self.model_copy(update={"conditions": dict(conditions), "parts": parts, "looks": together})
 
 
 def image_name(sha256: str) -> str:
