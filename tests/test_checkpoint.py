@@ -117,7 +117,9 @@ def test_a_random_backbone_is_part_of_the_detectors_file(tmp_path: Path) -> None
 
 def test_nothing_in_a_run_is_a_pickle_and_nothing_is_left_over(tmp_path: Path) -> None:
     _, run = saved(tmp_path / "run")
-    assert {file.name for file in run.path.iterdir()} == {"run.json", "settings.toml", "detector.safetensors"}
+    assert {file.name for file in run.path.iterdir()} == {
+        *("run.json", "settings.toml", "detector.safetensors", "good.json", "verdict.toml")
+    }
 
 
 def test_tensors_in_channels_last_are_saved_and_the_order_in_memory_of_the_loader_stays(tmp_path: Path) -> None:

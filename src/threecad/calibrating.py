@@ -25,7 +25,7 @@ class Calibrated(NamedTuple):
     before: Verdicts
     after: Verdicts
     category: str
-    images: int  # that were looked at
+    images: int  # that are new, and were looked at
     learnt: int  # that the model has learnt from, and that therefore say nothing
 
 
@@ -64,8 +64,14 @@ def calibrate(
     name = before.good.category(category)
     if not anew and before.good.categories:
         refuse_other_conditions(before.good.conditions, predictor.conditions, "the good parts' scores")
-    images, learnt = _new_images(gather(inputs, folder.path), before.good)
+    found = [image for given in inputs for image in gather([given], folder.path)]
+    images, learnt = _not_learnt(found, before.good)
     patterns = folder.read_record().settings.get("data", {})
+    if not (anew or patterns.get("part")):  # an image that counts already would score the same again
+        counted = {part.part for part in before.good.of(name)}
+        images = {known: image for known, image in images.items() if known not in counted}
+        if not images:
+            return Calibrated(before, before, name, 0, learnt)
     parts, looks = [], []
     for done, (part, seen) in enumerate(_good_parts(predictor, images, name, patterns, notify), start=1):
         parts.append(part)
@@ -79,7 +85,7 @@ def calibrate(
     return Calibrated(before, after, name, len(images), learnt)
 
 
-def _new_images(images: Sequence[Input], good: GoodScores) -> tuple[dict[str, Input], int]:
+def _not_learnt(images: Sequence[Input], good: GoodScores) -> tuple[dict[str, Input], int]:
     """Images by what they are known by, without those that were learnt from, and how many of those there were.
 
     Raises:

@@ -95,7 +95,8 @@ def scores_of(
     Raises:
         DataError: an image that cannot be read.
     """
-    predictor, images, scores = load(run), gather(inputs, run), []
+    predictor, scores = load(run), []
+    images = [image for given in inputs for image in gather([given], run)]
     for done, (image, found) in enumerate(look_through(predictor, images, category), start=1):
         if found is None:
             raise DataError(image.error)

@@ -97,7 +97,7 @@ def fit(
         record.duration_s = round(seconds, 1)
         network = TorchNetwork(detector, record.precision, fabric.device)
         if found.scoring == "left out":
-            parts = score_parts(network, found, found.every, progress, detector.left_out)
+            parts = score_parts(network, found, found.every, progress, detector.left_out, plan.batch)
         else:
             parts = folds or score_parts(network, found, found.held_out, progress)
         learnt = dict.fromkeys(found.known[sample.image].name for sample in found.learnt)
@@ -154,7 +154,7 @@ def _score_by_folds(
         others, inside = data.without_fold(fold)
         detector, plan = job.build(len(others))
         images = data.pixels(others, detector.config.image_size, progress)
-        seconds = job.learn(detector, plan, images, RunFolder(folder.of(fold)), f"fold {fold + 1}/{count}")
+        seconds = job.learn(detector, plan, images, RunFolder(folder.make(fold)), f"fold {fold + 1}/{count}")
         if job.fabric.is_global_zero:
             network = TorchNetwork(detector, job.precision, job.fabric.device)
             scored[fold] = score_parts(network, data, inside, progress)

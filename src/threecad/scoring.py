@@ -10,11 +10,11 @@ from torch import Tensor
 
 from threecad.data.loading import Progress
 from threecad.errors import DataError, RunError
-from threecad.files import write_text
+from threecad.files import write_text, writing
 from threecad.fit_data import FitData
 from threecad.images import image_size, read_image
 from threecad.inference import TorchNetwork
-from threecad.predictor import predict_all
+from threecad.predictor import BATCH, predict_all
 from threecad.records import Prediction, Sample
 from threecad.threads import ordered
 from threecad.verdicts import GoodLooks, GoodPart, GoodScores, joined_parts, look
@@ -29,11 +29,13 @@ def score_parts(
     samples: Sequence[Sample],
     progress: Progress | None = None,
     forward: Callable[[Tensor], Prediction] | None = None,
+    batch: int = BATCH,
 ) -> Parts:
     """The good parts that the samples show, by category.
 
     Args:
         forward: what is asked instead of the detector, such as its `left_out`.
+        batch: images that go through the network together; for `left_out` the fit's, so that not a bit is another.
 
     Raises:
         RunError: a score or a map is not finite.
@@ -41,7 +43,7 @@ def score_parts(
     seen: dict[str, list[GoodPart]] = {category.name: [] for category in data.categories}
     network.forward = forward or network.detector
     pixels = data.pixels(samples, network.image_size, progress)
-    for sample, found in zip(samples, predict_all(network, pixels), strict=True):
+    for sample, found in zip(samples, predict_all(network, pixels, batch), strict=True):
         known = data.known[sample.image]
         try:
             part = GoodPart.seen(known.part, found.score, found.anomaly_map, known.lot, image_size(sample.image))
@@ -71,6 +73,16 @@ class FoldsFolder:
     def of(self, fold: int) -> Path:
         """Folder of one fold's fit."""
         return self.path / str(fold + 1)
+
+    def make(self, fold: int) -> Path:
+        """The folder of one fold's fit, made where it is missing.
+
+        Raises:
+            FileError: it cannot be made.
+        """
+        with writing(self.of(fold)):
+            self.of(fold).mkdir(parents=True, exist_ok=True)
+        return self.of(fold)
 
     def read(self, fold: int) -> Parts | None:
         """Good parts of a fold that is finished; None where it is not."""

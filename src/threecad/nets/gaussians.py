@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from threecad.nets.maps import full_precision
 
 LEAST_VARIANCE = 1e-8  # of features about 1 long: what a single image, or images all alike, are taken to vary by
-LEAST_REST = 1e-4  # of what leaving a vector out divides by, lest rounding makes it 0 where few vectors were seen
+LEAST_REST = {torch.float32: 1e-4, torch.float64: 1e-7}
+"""Of what leaving a vector out divides by, lest rounding makes it 0 where few vectors were seen."""
+
 POSITIONS_AT_ONCE = 512  # in closed form: float64 copies of their covariances are what costs memory
 
 
@@ -38,18 +40,23 @@ class PositionGaussians(nn.Module):
         self.register_buffer("count", torch.zeros(positions))
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Mahalanobis distances (B, P) of vectors (P, B, D)."""
-        return mahalanobis(vectors, self.mean, self.factor)
+        """Mahalanobis distances (B, P) of vectors (P, B, D); in float64 where they are, few positions at once."""
+        if vectors.dtype != torch.float64:
+            return mahalanobis(vectors, self.mean, self.factor)
+        chunks = torch.arange(len(self.mean), device=self.mean.device).split(POSITIONS_AT_ONCE)
+        exact = [mahalanobis(vectors[some], self.mean[some].double(), self.factor[some].double()) for some in chunks]
+        return torch.cat(exact, dim=1)
 
     def left_out(self, distances: Tensor) -> Tensor:
         """Distances (B, P) of vectors that the fit has seen, as if each had been left out of it.
 
         Without x, μ moves by (x - μ) / (N - 1) and the scatter loses a matrix of rank one, so that (Sherman and
-        Morrison) M² becomes (N / (N - 1))² M² / (1 - M² N / (N - 1)²); the divisor of Σ stays.
+        Morrison) M² becomes (N / (N - 1))² M² / (1 - M² N / (N - 1)²); the divisor of Σ stays. Where there are fewer
+        vectors than dimensions, the difference is as small as 1 / M²: give distances in float64 there.
         """
-        count = self.count.clamp_min(2)
+        count = self.count.clamp_min(2).to(distances.dtype)
         square = distances.square()
-        rest = (1 - square * count / (count - 1).square()).clamp_min(LEAST_REST)
+        rest = (1 - square * count / (count - 1).square()).clamp_min(LEAST_REST[distances.dtype])
         return count / (count - 1) * (square / rest).sqrt()
 
     def empty_sums(self) -> dict[str, Tensor]:
