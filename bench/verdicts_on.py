@@ -22,7 +22,7 @@ from threecad.prediction import look_through
 from threecad.records import GOOD
 from threecad.runs import RunFolder
 from threecad.settings import merge, parse_pairs
-from threecad.verdicts import VerdictSettings, Verdicts, per_cent, share_of
+from threecad.verdicts import Verdicts, VerdictSettings, per_cent, share_of
 
 REJECT_AT = (0.01, 0.02, 0.05)
 HEADER = ("set", "n", "reject_at", "NG above", "promised", "good rejected", "holds", "defects not rejected")
