@@ -114,3 +114,20 @@ def test_the_command_shows_the_bound_before_and_now(ask: Ask, run: Path, more: P
     before, now = answer.out.splitlines()
     assert before.startswith("before: 6 good parts. Of good parts like these 6, at most 40 % are rejected")
     assert now.startswith("now: 14 good parts. Of good parts like these 14, at most 20 % are rejected")
+
+
+def test_views_of_one_part_are_one_part_and_a_pattern_that_finds_none_is_refused(run: Path, tmp_path: Path) -> None:
+    folder = RunFolder(run)
+    record = folder.read_record()
+    record.settings["data"]["part"] = r"(p\d)_"
+    folder.write_record(record)
+    for number in range(6):
+        save(tmp_path / "views" / f"p{number // 2}_{number % 2}.png", plate(500 + number))
+    once = calibrate(run, [tmp_path / "views"]).after
+    assert len(once.good.of()) == 6 + 3
+    assert len(calibrate(run, [tmp_path / "views"]).after.good.of()) == 6 + 3
+    before = folder.good_file.read_bytes()
+    save(tmp_path / "nameless" / "x.png", plate(600))
+    with pytest.raises(DataError, match=r"finds a part in 0 of 1 image paths, in none such as 'nameless/x\.png'"):
+        calibrate(run, [tmp_path / "nameless"])
+    assert folder.good_file.read_bytes() == before
