@@ -14,7 +14,7 @@ from PIL import Image
 from threecad.data.audit import Finding, Severity, audit
 from threecad.data.catalog import DATASETS, recognise
 from threecad.data.statistics import HEADER, Range, measure, read_types, rectangle_aspect
-from threecad.data.tree import (
+from threecad.data.readers import (
     check_sizes,
     exclude,
     fingerprint,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from threecad.checkpoint import RunFolder, RunRecord
 from threecad.data.loading import load_images, load_masks
-from threecad.data.tree import Category, read_category
+from threecad.data.readers import Category, read_category
 from threecad.detector import Detector
 from threecad.errors import DataError, MetricError
 from threecad.images import resize_map

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 
 from threecad.checkpoint import RunFolder, RunRecord, backbone_file
 from threecad.data.loading import Progress, Rows, content_hashes, load_images
-from threecad.data.tree import Category, exclude, fingerprint, read_categories
+from threecad.data.readers import Category, exclude, fingerprint, read_categories
 from threecad.detector import Detector
 from threecad.errors import DataError, RunError
 from threecad.fit_plan import FitPlan, plan_fit

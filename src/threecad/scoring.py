@@ -10,7 +10,7 @@ from typing import Any
 
 from threecad.checkpoint import RunFolder, RunRecord, write_json
 from threecad.data.loading import Progress, load_images
-from threecad.data.tree import Category, list_categories, read_category
+from threecad.data.readers import Category, list_categories, read_category
 from threecad.errors import DataError
 from threecad.methods import METHODS
 from threecad.metrics.evaluate import Seen, evaluate, with_mean

@@ -38,7 +38,7 @@ def verify(root: Root) -> None:
 def stats(root: Root) -> None:
     """The paper's Table 1, and the numbers behind its Fig. 3."""
     from threecad.data.statistics import HEADER, measure
-    from threecad.data.tree import read_categories
+    from threecad.data.readers import read_categories
 
     statistics = measure(read_categories(root))
     table(HEADER, statistics.rows())

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from threecad.data.catalog import DATASETS, recognise
-from threecad.data.tree import Category, check_sizes, list_categories, scan_category
+from threecad.data.readers import Category, check_sizes, list_categories, scan_category
 from threecad.errors import DataError
 from threecad.images import read_image, read_mask
 from threecad.records import Sample, Split

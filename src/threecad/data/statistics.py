@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from threecad.data.tree import Category, check_sizes
+from threecad.data.readers import Category, check_sizes
 from threecad.errors import DataError
 from threecad.images import image_size, read_mask
 from threecad.records import Sample

@@ -12,7 +12,7 @@ import numpy as np
 
 from threecad.checkpoint import RunRecord
 from threecad.data.loading import content_hashes, load_images, load_masks
-from threecad.data.tree import Category, fingerprint
+from threecad.data.readers import Category, fingerprint
 from threecad.detector import Detector
 from threecad.errors import DataError, MetricError
 from threecad.inference import Found, at_size, predict
@@ -154,6 +154,6 @@ def _size(record: RunRecord) -> tuple[int, int]:
 
 def _fingerprint(category: Category) -> str:
     """Of everything the scores stand on: the training images and the test images with their masks."""
-    files = [path for sample in category.samples for path in (sample.image, sample.mask) if path is not None]
+    files = [path for sample in category.samples for path in (sample.image, *sample.masks)]
     hashes = dict(zip(files, content_hashes(files), strict=True))
     return fingerprint(category.samples, hashes.__getitem__)
