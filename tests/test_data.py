@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from threecad.data.audit import Finding, Severity, audit
+from threecad.data.audit import audit
 from threecad.data.catalog import DATASETS, recognise
-from threecad.data.statistics import HEADER, Range, measure, read_types, rectangle_aspect
+from threecad.data.findings import Finding, Severity
 from threecad.data.readers import (
     check_sizes,
     exclude,
@@ -23,6 +23,7 @@ from threecad.data.readers import (
     read_category,
     scan_category,
 )
+from threecad.data.statistics import HEADER, Range, measure, read_types, rectangle_aspect
 from threecad.errors import DataError
 from threecad.records import Split
 

@@ -123,6 +123,16 @@ def read_mask(
     return mask
 
 
+def mask_levels(path: Path, *, max_pixels: int = MAX_PIXELS) -> set[int]:
+    """The different levels in a mask of 8 bits; none of a deeper one, where nothing but 0 has a meaning.
+
+    Raises:
+        DataError: the file is missing or cannot be read as an image; names the file and the reason.
+    """
+    image = _decode(path, max_pixels)
+    return set() if _is_deep(image) or image.mode == "F" else set(np.unique(np.asarray(_rgb(image, path))).tolist())
+
+
 def resize_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Anomaly map (H, W) float32 resized to `size` (height, width): bilinear, with antialiasing where it shrinks."""
     image = Image.fromarray(np.ascontiguousarray(anomaly_map, dtype=np.float32))
@@ -278,7 +288,9 @@ def _from_whole_numbers(image: Image.Image, path: Path, bits: int) -> Image.Imag
     if levels.min() < 0 or levels.max() > brightest:
         found = f"{levels.min()} to {levels.max()}"
         raise DataError(f"{path} cannot be read: expected {bits}-bit grey levels of 0 to {brightest}, found {found}")
-    return Image.fromarray(((levels.astype(np.int32) * 255 + brightest // 2) // brightest).astype(np.uint8)).convert("RGB")
+    return Image.fromarray(((levels.astype(np.int32) * 255 + brightest // 2) // brightest).astype(np.uint8)).convert(
+        "RGB"
+    )
 
 
 def _from_fractions(image: Image.Image, path: Path) -> Image.Image:

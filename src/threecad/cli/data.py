@@ -23,7 +23,8 @@ def verify(root: Root) -> None:
 
     Exits with 2 where there is an error, also an image that cannot be read, since a fit would stop there too.
     """
-    from threecad.data.audit import Severity, audit
+    from threecad.data.audit import audit
+    from threecad.data.findings import Severity
 
     with interruptible(lambda: "not all files were looked at"), progress() as shown:
         findings = list(audit(root, counting(shown, "reading")))
@@ -37,8 +38,8 @@ def verify(root: Root) -> None:
 @app.command()
 def stats(root: Root) -> None:
     """The paper's Table 1, and the numbers behind its Fig. 3."""
-    from threecad.data.statistics import HEADER, measure
     from threecad.data.readers import read_categories
+    from threecad.data.statistics import HEADER, measure
 
     statistics = measure(read_categories(root))
     table(HEADER, statistics.rows())

@@ -11,12 +11,13 @@ from typing import NamedTuple
 from threecad.errors import DataError
 from threecad.images import IMAGE_SUFFIXES
 
-SYSTEM_FOLDERS = frozenset({"@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
+SYSTEM_FOLDERS = frozenset(
+    {"@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+)
 """Folders that storage devices and operating systems leave beside a user's; thumbnails in them are no parts."""
 
-OTHER_PICTURES = frozenset(
-    ".webp .avif .gif .heic .heif .jp2 .j2k .jfif .jpe .jxl .pgm .ppm .pnm .tga .dng .raw .exr .hdr .npy .dcm".split()
-)
+_OTHER = "webp avif gif heic heif jp2 j2k jfif jpe jxl pgm ppm pnm tga dng raw exr hdr npy dcm"
+OTHER_PICTURES = frozenset(f".{suffix}" for suffix in _OTHER.split())
 """Suffixes of pictures that are not read; beside images they are named, since they may have been meant to count."""
 
 
@@ -90,7 +91,9 @@ def images_in(folder: Path, problems: list[Problem], suffixes: Sequence[str] = I
         path = folder / entry.name
         if _is_folder(entry):
             if _holds_images(path):
-                problems.append(Problem(path, f"expected images directly in {folder}, found some in a folder inside it"))
+                problems.append(
+                    Problem(path, f"expected images directly in {folder}, found some in a folder inside it")
+                )
         elif not _is_image(entry, suffixes):
             others[path.suffix.lower()] += path.suffix.lower() in OTHER_PICTURES
         elif entry.is_symlink() and not path.exists():

@@ -1,4 +1,4 @@
-"""Categories and samples from folders, whatever their layout: one reader a file, the first that recognises a root reads it.
+"""Categories and samples from folders, whatever their layout: one reader a file; the first to know it reads it.
 
 A reader tells nothing but where the images and masks of a category lie and what they show; from here on a `Category`
 is plain data. A mask is defect wherever it is not zero.
@@ -6,7 +6,6 @@ is plain data. A mask is defect wherever it is not zero.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -64,7 +63,7 @@ def reader_of(root: Path) -> Reader:
         if reader.recognises(root):
             return reader
     raise DataError(
-        f"{root} holds no data: expected {os.path.join('CATEGORY', 'train', 'good', '*.png')}, or images\n"
+        f"{root} holds no data: expected {Path('CATEGORY', 'train', 'good', '*.png')}, or images\n"
         f"found {enumerate_names([entry.name for entry in entries])}"
     )
 

@@ -21,7 +21,6 @@ from pathlib import Path
 
 from threecad.data.category import Category
 from threecad.data.folders import Problem, by_stem, folders_in, has_images, images_in, is_folder
-from threecad.errors import DataError
 from threecad.images import IMAGE_SUFFIXES
 from threecad.records import GOOD, Sample, Split
 
@@ -83,13 +82,18 @@ class TreeReader:
         problems: list[Problem] = []
         train = self._good(folder / self.train, name, Split.TRAIN, problems)
         if not train and is_folder(folder / self.train):
-            problems.append(Problem(folder / self.train, f"expected good images ({', '.join(IMAGE_SUFFIXES)}), found none"))
+            problems.append(
+                Problem(folder / self.train, f"expected good images ({', '.join(IMAGE_SUFFIXES)}), found none")
+            )
         validation = self._good(folder / self.validation, name, Split.VALIDATION, problems)
         test = self._test(folder, name, problems)
         has_masks = any(sample.mask for sample in test)
         if has_masks:
             problems += [
-                Problem(sample.image, f"expected a mask {self.ground_truth}/{sample.defect}/{sample.image.stem}.png, found none")
+                Problem(
+                    sample.image,
+                    f"expected a mask {self.ground_truth}/{sample.defect}/{sample.image.stem}.png, found none",
+                )
                 for sample in test
                 if sample.is_defect and sample.mask is None
             ]
@@ -133,13 +137,18 @@ class TreeReader:
     def _left_out(self, folder: Path) -> list[Problem]:
         """Images of the category that no sample stands for."""
         known = {folder / self.train, folder / self.validation}
-        problems = []
-        for parent in {path.parent for path in known} | {folder / self.test}:
-            if has_images(parent):
-                problems.append(Problem(parent, "expected images in folders that name what they show, found some beside"))
+        problems = [
+            Problem(parent, "expected images in folders that name what they show, found some beside")
+            for parent in sorted({path.parent for path in known} | {folder / self.test})
+            if has_images(parent)
+        ]
         for parent in sorted({path.parent for path in known}):
             problems += [
-                Problem(path, f"expected images in {path.parent.name}/{GOOD} only, found some that are left out", stops=False)
+                Problem(
+                    path,
+                    f"expected images in {path.parent.name}/{GOOD} only, found some that are left out",
+                    stops=False,
+                )
                 for path in folders_in(parent).values()
                 if path not in known and has_images(path)
             ]
