@@ -172,11 +172,11 @@ def test_a_file_as_root_is_named(tmp_path):
 
 
 def test_a_root_without_data_says_what_was_expected_and_what_was_found(tmp_path):
-    (tmp_path / "plate" / "train" / "ok").mkdir(parents=True)
+    (tmp_path / "plate" / "train" / "fine").mkdir(parents=True)
     (tmp_path / "readme.md").touch()
     message = reason(list_categories, tmp_path, names=str(tmp_path))
     assert "train" in message and "good" in message and "plate, readme.md" in message
-    assert "found nothing" in reason(list_categories, tmp_path / "plate" / "train" / "ok")
+    assert "found nothing" in reason(list_categories, tmp_path / "plate" / "train" / "fine")
 
 
 def test_a_misspelt_category_is_answered_with_the_nearest(tree):

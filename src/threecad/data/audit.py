@@ -189,9 +189,7 @@ def _other_folders(root: Path, names: Sequence[str]) -> Iterator[Finding]:
     for name, folder in folders_in(root).items():
         inside = folders_in(folder).keys() & {"train", "test"} if names != [root.resolve().name] else set()
         if name not in names and inside:
-            what = (
-                f"expected the layout of '{names[0]}', found {', '.join(sorted(inside))} laid out otherwise; left out"
-            )
+            what = f"expected the layout of '{names[0]}', found {', '.join(sorted(inside))} laid out otherwise"
             yield Finding(Severity.WARNING, folder, what)
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from threecad.data.category import Category, check_sizes, exclude, fingerprint
 from threecad.data.folders import Problem, entries_of, enumerate_names
-from threecad.data.readers import plain, tree
+from threecad.data.readers import btad, mvtec_ad2, mvtec_loco, plain, real_iad, tree, visa
 from threecad.errors import DataError, did_you_mean
 
 __all__ = [
@@ -48,7 +48,15 @@ class Reader(Protocol):
         """The category as far as it is in order, and everything that is not."""
 
 
-READERS: tuple[Reader, ...] = (tree.READER, plain.READER)
+READERS: tuple[Reader, ...] = (
+    real_iad.READER,
+    visa.READER,
+    mvtec_ad2.READER,
+    mvtec_loco.READER,
+    btad.READER,
+    tree.READER,
+    plain.READER,
+)
 """Strictest first: what one recognises, the later ones are not asked."""
 
 
