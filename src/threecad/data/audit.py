@@ -98,7 +98,7 @@ def _alike(category: Category, samples: Sequence[Sample]) -> Finding:
     if learnt and test:
         what = f"expected no near copy of a test image among the training images, looks the same as {nearest}{many}"
         return Finding(Severity.WARNING, first.image, what, tuple(sample.image for sample in learnt))
-    return Finding(Severity.NOTE, first.image, f"looks the same as {nearest}{many}; saved twice?")
+    return Finding(Severity.NOTE, first.image, f"looks the same as {nearest}{many}; one part or photograph twice?")
 
 
 def part_of(category: Category, sample: Sample, rule: re.Pattern[str] | None) -> str | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from threecad.errors import FileError
 from threecad.files import write_text
@@ -27,6 +28,23 @@ class Finding:
     path: Path  # the file or folder to look at
     what: str  # what was expected there and what was found, without the path
     leave_out: tuple[Path, ...] = ()  # images without which it would be gone
+
+
+def as_content(root: Path, findings: Sequence[Finding]) -> dict[str, Any]:
+    """Findings as JSON has them, with paths relative to the root, and how many there are of each severity."""
+    return {
+        "root": str(root),
+        "counts": {severity.value: sum(finding.severity is severity for finding in findings) for severity in Severity},
+        "findings": [
+            {
+                "severity": finding.severity.value,
+                "path": finding.path.relative_to(root).as_posix(),
+                "what": finding.what,
+                "leave_out": [path.relative_to(root).as_posix() for path in finding.leave_out],
+            }
+            for finding in findings
+        ],
+    }
 
 
 def write_exclusions(file: Path, root: Path, findings: Iterable[Finding]) -> int:

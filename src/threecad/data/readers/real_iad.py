@@ -19,7 +19,7 @@ from typing import Any
 
 from threecad.data.category import Category
 from threecad.data.folders import Problem, is_folder
-from threecad.data.readers.tables import below, read_json
+from threecad.data.tables import below, read_json
 from threecad.errors import DataError
 from threecad.records import GOOD, Sample, Split
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from threecad.data.category import Category
 from threecad.data.folders import Problem, enumerate_names, folders_in, is_folder
-from threecad.data.readers.tables import below, read_csv
+from threecad.data.tables import below, read_csv
 from threecad.errors import DataError
 from threecad.records import GOOD, Sample, Split
 

@@ -1,4 +1,4 @@
-"""Lists in which a published set says which image is what: CSV and JSON, with the line that does not fit named."""
+"""Lists that say which image shows what: CSV and JSON, with the line that does not fit named."""
 
 from __future__ import annotations
 
