@@ -91,6 +91,35 @@ def stats(
         note(f"{', '.join(path.name for path in written)} written to {figures}")
 
 
+@app.command("import")
+def import_(
+    source: Annotated[
+        Path,
+        Argument(metavar="SOURCE", help="Folder of labelme files, COCO file or its folder, or a published set."),
+    ],
+    out: Annotated[Path, Option(metavar="ROOT", help="Data root to make.", show_default=False)],
+    category: Annotated[
+        str | None, Option(metavar="NAME", help="Of labelled images; without, the name of their folder.")
+    ] = None,
+    test_share: Annotated[float, Option(min=0, max=1, help="Share of good labelled images to test on.")] = 0.25,
+) -> None:
+    """Write labelled images, or a published set, as a tree of images and masks.
+
+    An image in which nothing is marked counts as good. The tree is there when all of it is written, or not at all.
+    """
+    from threecad.data.importing import import_data
+
+    with interruptible(lambda: f"{out} was not made"), progress() as shown:
+        imported = import_data(
+            source, out, category=category, test_share=test_share, progress=counting(shown, "writing")
+        )
+    table(
+        ("Category", "Split", "Defect", "Images"),
+        [(part.category, part.split.value, part.defect, str(part.count)) for part in imported],
+    )
+    note(f"written to {out}; look at it with `threecad data verify {out}`")
+
+
 @app.command()
 def cache(clear: Annotated[bool, Option("--clear", help="Remove all of it.")] = False) -> None:
     """Decoded images that are kept between runs."""
