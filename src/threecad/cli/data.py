@@ -58,7 +58,8 @@ def verify(
     counts = [(severity, sum(finding.severity is severity for finding in findings)) for severity in Severity]
     note(", ".join(f"{count} {severity}{'s' if count != 1 else ''}" for severity, count in counts))
     if exclusions is not None:
-        note(f"{write_exclusions(exclusions, root, findings)} images to leave out, listed in {exclusions}")
+        listed = write_exclusions(exclusions, root, findings)
+        note(f"{listed} image{'s' if listed != 1 else ''} to leave out, listed in {exclusions}")
     raise typer.Exit(2 if any(finding.severity is Severity.ERROR for finding in findings) else 0)
 
 
