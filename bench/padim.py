@@ -177,7 +177,7 @@ def measure_memory(options: argparse.Namespace) -> None:
 
 def compare_precisions(folder: Path) -> None:
     from threecad.data.loading import load_images
-    from threecad.data.tree import read_category
+    from threecad.data.readers import read_category
     from threecad.inference import predict
     from threecad.metrics import image_scores
     from threecad.tensors import to_tensor

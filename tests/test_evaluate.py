@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from threecad.data.loading import load_images, load_masks
-from threecad.data.tree import Category, read_category
+from threecad.data.readers import Category, read_category
 from threecad.devices import resolve_precision
 from threecad.errors import DataError, MetricError
 from threecad.evaluation import METRICS, PIXEL_METRICS, Seen, evaluate, with_mean

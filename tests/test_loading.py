@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from threecad.data.loading import Rows, clear_packs, content_hashes, load_images, load_masks, packs
-from threecad.data.tree import Category, read_category
+from threecad.data.readers import Category, read_category
 from threecad.errors import DataError
 from threecad.images import read_image, read_mask
 
@@ -177,7 +177,7 @@ def test_a_damaged_memory_of_hashes_is_forgotten(plate: Category, cache: Path) -
 def test_two_processes_may_build_the_same_pack_at_once(plate: Category, tree: Path, cache: Path) -> None:
     code = (
         "import sys, hashlib; from pathlib import Path\n"
-        "from threecad.data.loading import load_images; from threecad.data.tree import read_category\n"
+        "from threecad.data.loading import load_images; from threecad.data.readers import read_category\n"
         f"images = load_images(read_category(Path(sys.argv[1]), 'plate').train, {SIZE})\n"
         "print(hashlib.sha256(images.tobytes()).hexdigest())"
     )

@@ -17,7 +17,7 @@ import numpy as np
 
 from threecad.checkpoint import load_detector
 from threecad.data.loading import Progress, content_hashes, load_images, load_masks
-from threecad.data.tree import Category, fingerprint, list_categories, read_category
+from threecad.data.readers import Category, fingerprint, list_categories, read_category
 from threecad.errors import DataError, FileError, MetricError
 from threecad.files import write_json
 from threecad.images import resize_map
@@ -267,6 +267,6 @@ def _size(record: RunRecord) -> tuple[int, int]:
 
 def _fingerprint(category: Category) -> str:
     """Of everything the scores stand on: the training images and the test images with their masks."""
-    files = [path for sample in category.samples for path in (sample.image, sample.mask) if path is not None]
+    files = [path for sample in category.samples for path in (sample.image, *sample.masks)]
     hashes = dict(zip(files, content_hashes(files), strict=True))
     return fingerprint(category.samples, hashes.__getitem__)

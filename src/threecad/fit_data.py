@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from threecad.data.loading import Progress, Rows, content_hashes, load_images
-from threecad.data.tree import Category, exclude, fingerprint, read_categories
+from threecad.data.readers import Category, exclude, fingerprint, read_categories
 from threecad.errors import DataError
 from threecad.methods import METHODS
 from threecad.records import Sample

@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from threecad.data.tree import list_categories
+from threecad.data.readers import list_categories
 from threecad.errors import DataError, SettingsError, did_you_mean
 from threecad.methods import METHODS
 from threecad.presets import resolve_settings

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from threecad.cache import cache_folder
-from threecad.data.tree import check_sizes
+from threecad.data.readers import check_sizes
 from threecad.errors import DataError
 from threecad.images import read_image, read_mask
 from threecad.records import Sample
@@ -88,7 +88,7 @@ def load_masks(samples: Sequence[Sample], size: tuple[int, int], progress: Progr
         if sample.mask is None:
             return np.zeros(size, np.uint8)
         check_sizes(sample)
-        return read_mask(sample.mask, size)
+        return read_mask(sample.mask, size, more=sample.more_masks)
 
     return _load("masks", samples, size, (), read, progress)
 
@@ -169,7 +169,9 @@ def _load(
     if not samples:
         return np.zeros((0, *size, *channels), np.uint8)
     files = [
-        path for sample in samples for path in ([sample.image, sample.mask] if kind == "masks" else [sample.image])
+        path
+        for sample in samples
+        for path in ([sample.image, sample.mask, *sample.more_masks] if kind == "masks" else [sample.image])
     ]
     hashes = iter(content_hashes([path for path in files if path is not None]))
     contents = [next(hashes) if path is not None else "-" for path in files]
