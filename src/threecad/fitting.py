@@ -22,7 +22,7 @@ from threecad.methods import METHODS
 from threecad.nets.weights import file_sha256
 from threecad.records import Sample
 from threecad.settings import Settings, merge, validate
-from threecad.synthesis.textures import texture_source
+from threecad.synthesis.textures import PROCEDURAL, texture_source
 from threecad.training import Watch, seed_everything, train
 
 _BUILD = 2**31
@@ -49,8 +49,12 @@ def resolve_settings(method: str, *layers: Mapping[str, Mapping[str, Any]]) -> S
     asked = merge(*layers)
     preset = asked.get("training", {}).get("preset", "paper")
     presets: dict[str, dict[str, Mapping[str, Any]]] = {
-        "paper": {"data": {"holdout": 0.0}},
-        "quick": {"method": detector.quick.method, "training": detector.quick.training},
+        "paper": {"data": {"holdout": 0.0}, "training": {"precision": detector.paper_precision}},
+        "quick": {
+            "data": {"textures": PROCEDURAL},
+            "method": detector.quick.method,
+            "training": detector.quick.training,
+        },
     }
     return validate(merge(presets.get(str(preset), {}), asked), detector.Config)
 

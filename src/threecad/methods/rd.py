@@ -79,7 +79,7 @@ class RD(Detector):
         super().__init__(config)
         self.teacher = Pyramid(config.backbone, config.weights)
         self.recovery = Recovery(self.teacher.channels, self.teacher.signed)
-        self.smooth = GaussianBlur(config.sigma_px)
+        self.smooth = GaussianBlur(config.sigma_px, config.image_size)
 
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = Σ_scales upsample(1 - cos(F^E, F^D)), smoothed; score = its maximum."""

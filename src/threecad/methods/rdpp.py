@@ -102,7 +102,7 @@ class RDPP(Detector):
         self.teacher = Pyramid(config.backbone, config.weights)
         self.projections = nn.ModuleList(projection(channels) for channels in self.teacher.channels)
         self.recovery = Recovery(self.teacher.channels, self.teacher.signed)
-        self.smooth = GaussianBlur(config.sigma_px)
+        self.smooth = GaussianBlur(config.sigma_px, config.image_size)
 
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = Σ_scales upsample(1 - cos(teacher, decoded)), smoothed; score = its maximum."""
@@ -163,8 +163,9 @@ def projection(channels: int) -> nn.Sequential:
     """3×3 convolutions C → C/2 → C/4 → C/2 → C, each with instance normalisation and a leaky ReLU."""
     widths = [channels, channels // 2, channels // 4, channels // 2, channels]
     layers: list[nn.Module] = []
-    for given, made in pairwise(widths):
-        layers += [nn.Conv2d(given, made, 3, padding=1), nn.InstanceNorm2d(made), nn.LeakyReLU(0.01)]
+    for in_channels, out_channels in pairwise(widths):
+        convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        layers += [convolution, nn.InstanceNorm2d(out_channels), nn.LeakyReLU(0.01)]
     return nn.Sequential(*layers)
 
 
