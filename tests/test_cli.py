@@ -405,7 +405,7 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
             "--set",
             "method.image_size=64",
         ),
-        *("--set", "training.batch=2", "--set", "training.steps=100000"),
+        *("--set", "training.batch=2", "--set", "training.steps=100000", "--set", "data.textures=procedural"),
     ]
     command = [sys.executable, "-m", "threecad", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

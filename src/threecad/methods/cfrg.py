@@ -33,8 +33,8 @@ Differences
         (1, 3, 7 and 15 px off at strides 2, 4, 8, 16), BatchNorms with eps 1e-3 and momentum 0.01, stochastic depth and
         PyTorch's initialisation. `student = "tf_efficientnet_b0"` with `student_drop_path = 0.125` comes near.
       - The `paper` preset computes in bf16 where the machine has it, else in float32; the code in fp16.
-      - Images are resized with antialiasing. Masks are compared at `evaluation.size`, one rule for all methods. Image
-        labels come from folders, P-PRO is pooled over images, the last epoch is kept.
+      - Masks are compared at `evaluation.size`, one rule for all methods; image labels come from folders; P-PRO is
+        pooled over images, with the paper's own beside it; the last epoch is kept.
     ours, off in the `paper` preset
       - `calibrated`: distances are measured in units of how much they vary where parts are good (`nets.calibration`),
         which statistics passes after the training find out. Then map = mask · fine distance + 0.3 · coarse distance,

@@ -24,7 +24,6 @@ Differences
       - ε is the paper's 0.01; anomalib adds another 1e-5 before it inverts (`ridge = 0.01001`).
       - The map is smoothed with scipy's mirror, which repeats the edge pixel; anomalib's leaves it out. Only the outer
         16 px differ.
-      - Masks are compared at `evaluation.size`, one rule for all methods; P-PRO is pooled over images.
       - Weights are pinned by tag; anomalib's bare `resnet18` has changed its weights between releases.
 """
 

@@ -22,7 +22,8 @@ Differences
         category of MVTec, and reports the epoch that is best on the test set.
       - Gradients of two batches are summed, as in the code, but no half sum crosses into the next epoch.
       - Images are resized with antialiasing, like everywhere in this package; the code's `cv2.resize` has none.
-      - Image labels come from folders, and P-PRO is pooled over images instead of averaged per image.
+      - Masks are compared at `evaluation.size`, one rule for all methods; there an antialiased bilinear mask counts
+        above 0.5. Image labels come from folders, and P-PRO is pooled over images instead of averaged per image.
     kept from the authors' code
       - One fixed noise field whose corner every image gets, with only the rectangle drawn anew: its generator is never
         seeded again. `noise_reseed = true` takes another part of the field for each image.

@@ -22,7 +22,7 @@ Differences
     from the official code
       - Anomalies may lie anywhere in the image; there a foreground is cut out by a rule for each category of MVTec-AD.
         `foreground = true` keeps them on the part, found by Otsu's threshold.
-      - Images and textures are resized with antialiasing; the official loader has none (`cv2.resize`).
+      - Textures are resized with antialiasing; the official loader has none (`cv2.resize`).
       - The last epoch is kept, not the best on the test set; an AUROC below 0.5 is not turned around.
       - Masks are compared at `evaluation.size`, one rule for all methods; image labels come from folders.
       - An epoch shows every image once, on any number of devices.
@@ -201,26 +201,23 @@ class RealNet(Detector):
 
     def _selection(self, synthesizer: TextureSynthesizer) -> StatisticsPhase:
         """AFS: sums of the channels' errors, from which each stride keeps its best."""
-        channels = dict(zip(map(str, STRIDES), self.backbone.channels, strict=True))
+
+        def empty_sums() -> dict[str, Tensor]:
+            channels = zip(STRIDES, self.backbone.channels, strict=True)
+            return {str(stride): torch.zeros(count, dtype=torch.float64) for stride, count in channels}
 
         def observe(sums: Mapping[str, Tensor], batch: Batch) -> None:
-            both = zip(sums.values(), self._backbone(batch.image), self._backbone(batch.augmented), strict=True)
-            for total, normal, altered in both:
-                total.add_(selection_error(normal, altered, batch.mask))
+            both = zip(STRIDES, self._backbone(batch.image), self._backbone(batch.augmented), strict=True)
+            for stride, normal, altered in both:
+                sums[str(stride)].add_(selection_error(normal, altered, batch.mask))
 
         def conclude(sums: Mapping[str, Tensor]) -> None:
-            for select, errors in zip(self.selections, sums.values(), strict=True):
+            for stride, select in zip(STRIDES, self.selections, strict=True):
                 kept = select.get_buffer("channels")
-                kept.copy_(smallest(errors, len(kept)))
+                kept.copy_(smallest(sums[str(stride)], len(kept)))
 
-        return StatisticsPhase(
-            "selection",
-            lambda: {stride: torch.zeros(count, dtype=torch.float64) for stride, count in channels.items()},
-            observe,
-            conclude,
-            synthesizer,
-            Steps(self.config.selection_steps),
-        )
+        duration = Steps(self.config.selection_steps)
+        return StatisticsPhase("selection", empty_sums, observe, conclude, synthesizer, duration)
 
     def _synthesizer(self, textures: TextureSource) -> TextureSynthesizer:
         """Puts an anomaly into every image: an augmented texture, or a part of a generated picture."""
