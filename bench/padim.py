@@ -181,7 +181,7 @@ def compare_precisions(folder: Path) -> None:
     from threecad.data.tree import read_category
     from threecad.inference import predict
     from threecad.metrics import image_scores
-    from threecad.training import to_tensor
+    from threecad.tensors import to_tensor
 
     torch.manual_seed(0)
     detector = PaDiM(PaDiM.Config(backbone="embedded")).eval()

@@ -15,15 +15,16 @@ from lightning_fabric import Fabric
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from threecad.checkpoint import RunFolder
 from threecad.data.loading import Rows
 from threecad.detector import Detector, GradientPhase, Phase, StatisticsPhase
 from threecad.fit_plan import plan_fit
 from threecad.methods import METHODS
 from threecad.records import Batch, Prediction
+from threecad.runs import RunFolder
 from threecad.settings import TrainingSettings
 from threecad.synthesis.textures import ProceduralTextures
-from threecad.training import Interrupted, StepReport, seed_everything, to_tensor, train
+from threecad.tensors import seed_everything, to_tensor
+from threecad.training import Interrupted, StepReport, train
 
 CPU = torch.device("cpu")
 
@@ -83,12 +84,12 @@ def settings_for(detector: Detector) -> TrainingSettings:
     return TrainingSettings(batch=2, steps=steps, seed=3)
 
 
-def fit(detector: Detector, settings: TrainingSettings, folder: Path, watch=None, precision="32-true") -> RunFolder:
+def fit(detector: Detector, settings: TrainingSettings, folder: Path, callback=None, precision="32-true") -> RunFolder:
     folder.mkdir(parents=True, exist_ok=True)
     run, fabric = RunFolder(folder), Fabric(accelerator="cpu", devices=1, precision=precision)
     images = rows(parts(4, detector.config.image_size))
     textures = ProceduralTextures()
-    train(detector, images, textures, settings, plan_fit(detector, textures, settings, 4), run, fabric, watch)
+    train(detector, images, textures, settings, plan_fit(detector, textures, settings, 4), run, fabric, callback)
     return run
 
 

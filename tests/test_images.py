@@ -216,14 +216,6 @@ def test_writing_replaces_a_file_as_a_whole_and_leaves_nothing_beside_it(tmp_pat
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_that_cannot_be_written_is_an_error_naming_it_and_leaves_nothing_behind(tmp_path):
-    nowhere = tmp_path / "missing" / "map.tif"
-    assert "cannot be written: No such file" in reason(nowhere, lambda path: write_tiff(path, np.zeros((2, 2))))
-    (tmp_path / "taken.png").mkdir()
-    assert "cannot be written" in reason(tmp_path / "taken.png", lambda path: write_png(path, CORNERS))
-    assert [path.name for path in tmp_path.iterdir()] == ["taken.png"]
-
-
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 

@@ -9,9 +9,9 @@ import tomli_w
 from pydantic import ValidationError
 
 from threecad.errors import SettingsError
-from threecad.fitting import build, resolve_settings
 from threecad.methods import METHODS
 from threecad.methods.cfrg import CFRGConfig
+from threecad.presets import build, resolve_settings
 from threecad.settings import EMBEDDED_BACKBONE, merge, parse_pairs, read_toml, validate
 
 

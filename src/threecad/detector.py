@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import _register_namedtuple
 
+from threecad.errors import DataError
 from threecad.records import Batch, Paper, Prediction
 from threecad.schedules import Schedule, constant
 from threecad.settings import MethodConfig
@@ -111,6 +112,23 @@ class Detector(nn.Module, ABC):
     def __init__(self, config: MethodConfig) -> None:
         super().__init__()
         self.config = config
+
+    def __call__(self, image: Tensor) -> Prediction:
+        """Map and score of images, after a look at their shape and type: a misfit would give a number all the same.
+
+        Raises:
+            DataError: anything but a floating-point tensor (B, 3, H, W) of the configured image size.
+        """
+        expected = (3, *self.config.image_size)
+        shape = tuple(getattr(image, "shape", ()))
+        fits = isinstance(image, Tensor) and image.is_floating_point() and shape[1:] == expected and len(shape) == 4
+        if not fits:
+            kind = getattr(image, "dtype", type(image).__name__)
+            raise DataError(
+                f"expected images (B, {', '.join(map(str, expected))}) of floats in [0, 1], found {shape} of {kind}; "
+                "threecad.load(run) takes pictures of any size"
+            )
+        return super().__call__(image)  # type: ignore[no-any-return]
 
     @abstractmethod
     def forward(self, image: Tensor) -> Prediction:

@@ -8,6 +8,7 @@ and exits with 2; anything else that reaches the user is a bug of ours.
     ├── SettingsError      an unknown name or a value out of range
     ├── WeightsError       pretrained weights that are not here, or do not fit
     ├── RunError           a run folder that is not empty, not complete, or of something else
+    ├── FileError          a file that cannot be written, or is not what it should be
     └── MetricError        scores and labels from which no metric can be computed
 """
 
@@ -35,6 +36,10 @@ class WeightsError(ThreeCADError):
 
 class RunError(ThreeCADError):
     """A run folder that is not empty, not complete, or belongs to something else."""
+
+
+class FileError(ThreeCADError):
+    """A file that cannot be written, or that holds something else than it should."""
 
 
 class MetricError(ThreeCADError):

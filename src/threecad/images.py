@@ -8,7 +8,6 @@ several pages, and more pixels than `Image.MAX_IMAGE_PIXELS`.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from threecad.errors import DataError
+from threecad.files import replacing
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
@@ -77,8 +77,28 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     return mask
 
 
+def image_pixels(image: Image.Image) -> np.ndarray:
+    """RGB pixels (H, W, 3) uint8 of a PIL image, by the rules for files.
+
+    Raises:
+        DataError: floating-point pixels, or a mode that has no RGB.
+    """
+    place = Path(getattr(image, "filename", "") or "the image")
+    _refuse_unusable(image, place)
+    return np.array(_rgb(image, place))
+
+
+def resize_image(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pixels (H, W, 3) uint8 resized to `size` (height, width) as `read_image` does it."""
+    if pixels.shape[:2] == tuple(size):
+        return pixels
+    return np.array(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
 def resize_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Anomaly map (H, W) float32 resized to `size` (height, width): bilinear, with antialiasing where it shrinks."""
+    if anomaly_map.shape == tuple(size):
+        return anomaly_map
     image = Image.fromarray(np.ascontiguousarray(anomaly_map, dtype=np.float32))
     return np.array(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
@@ -87,28 +107,21 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
     """A PNG file of uint8 `pixels`, grey (H, W) or RGB (H, W, 3); an existing file is replaced as a whole.
 
     Raises:
-        DataError: the file cannot be written; names the file and the reason.
+        FileError: the file cannot be written; names the file and the reason.
     """
-    _write(path, Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8)), "PNG")
+    with replacing(path) as temporary:
+        Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8)).save(temporary, format="PNG")
 
 
 def write_tiff(path: Path, anomaly_map: np.ndarray) -> None:
-    """A TIFF file of float32 `anomaly_map` (H, W), unscaled; an existing file is replaced as a whole.
+    """A TIFF file of float32 `anomaly_map` (H, W), unscaled, deflated; an existing file is replaced as a whole.
 
     Raises:
-        DataError: the file cannot be written; names the file and the reason.
+        FileError: the file cannot be written; names the file and the reason.
     """
-    _write(path, Image.fromarray(np.ascontiguousarray(anomaly_map, dtype=np.float32)), "TIFF")
-
-
-def _write(path: Path, image: Image.Image, file_format: str) -> None:
-    temporary = path.with_name(f".{uuid.uuid4().hex}.part")  # hidden, so that no reader of the folder takes it
-    try:
-        image.save(temporary, format=file_format)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DataError(f"{path} cannot be written: {error.strerror or error}") from None
+    with replacing(path) as temporary:
+        image = Image.fromarray(np.ascontiguousarray(anomaly_map, dtype=np.float32))
+        image.save(temporary, format="TIFF", compression="tiff_adobe_deflate")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from threecad.allocation import keep_freed_memory
 from threecad.cli import benchmark, data, demo, evaluate, fit, methods, predict, weights
 from threecad.cli.terminal import is_quiet
 from threecad.errors import ThreeCADError
@@ -43,6 +44,7 @@ app.add_typer(weights.app)
 def main() -> NoReturn:
     """Run the command that `sys.argv` asks for, and exit with its code."""
     _hush()
+    keep_freed_memory()
     code: int | str | None = 0
     try:
         context = {} if sys.stdout.isatty() else {"terminal_width": UNWRAPPED, "max_content_width": UNWRAPPED}

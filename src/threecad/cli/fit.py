@@ -41,7 +41,7 @@ def fit(
 ) -> None:
     """Learn what good parts look like, and leave a run folder."""
     from threecad import fitting
-    from threecad.checkpoint import RunFolder
+    from threecad.runs import RunFolder
     from threecad.settings import merge, parse_pairs, read_toml
 
     named = _tables(("training.preset", preset), ("method.backbone", backbone), ("training.seed", seed))
@@ -56,9 +56,9 @@ def fit(
             settings=settings,
             resume=resume,
             inexact=inexact,
-            watch=watching(shown),
+            callback=watching(shown),
             progress=counting(shown, "decoding"),
-            say=shown.say,
+            notify=shown.say,
         )
     record = run.read_record()
     result(f"{out}: {method} has learnt {', '.join(record.categories)} in {clock(record.duration_s)}")
