@@ -191,7 +191,7 @@ def png_of(width: int, height: int) -> bytes:
         pytest.param(None, "truncated", id="truncated"),
         pytest.param(b"", "an empty file", id="empty"),
         pytest.param(b"not a picture\n", "png, jpg, bmp or tif", id="text"),
-        pytest.param(png_of(30_000, 30_000), "900000000 pixels", id="huge"),
+        pytest.param(png_of(30_000, 30_000), "data.max_pixels=900000000", id="huge"),
     ],
 )
 def test_a_broken_image_stops_a_fit_and_leaves_nothing(
@@ -445,7 +445,7 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
             "--set",
             "method.image_size=64",
         ),
-        *("--set", "training.batch=2", "--set", "training.steps=100000"),
+        *("--set", "training.batch=2", "--set", "training.steps=100000", "--set", "data.textures=procedural"),
     ]
     command = [sys.executable, "-m", "threecad", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

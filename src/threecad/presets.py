@@ -8,11 +8,12 @@ from typing import Any
 from threecad.detector import Detector
 from threecad.methods import METHODS
 from threecad.settings import Settings, merge, validate
+from threecad.synthesis.textures import PROCEDURAL
 
 Tables = Mapping[str, Mapping[str, Any]]
 
 PROVENANCE = {
-    "data": ("exclude", "textures"),
+    "data": ("exclude",),
     "training": ("preset", "seed", "devices", "checkpoint_s"),
 }
 """Settings that say which data and which machine; runs that differ in them alone are of the same preset."""
@@ -22,8 +23,12 @@ def preset_tables(method: str, preset: str) -> dict[str, dict[str, Any]]:
     """What a preset changes in the method's defaults, as settings tables."""
     detector = METHODS[method]
     presets: dict[str, dict[str, dict[str, Any]]] = {
-        "paper": {"data": {"holdout": 0.0}},
-        "quick": {"method": dict(detector.quick.method), "training": dict(detector.quick.training)},
+        "paper": {"data": {"holdout": 0.0}, "training": {"precision": detector.paper_precision}},
+        "quick": {
+            "data": {"textures": PROCEDURAL},
+            "method": dict(detector.quick.method),
+            "training": dict(detector.quick.training),
+        },
     }
     return presets.get(preset, {})
 
@@ -51,7 +56,9 @@ def departures(method: str, settings: Settings) -> list[str]:
         f"{table}.{key}"
         for table in found
         for key in sorted(found[table].keys() | pure[table].keys())
-        if found[table].get(key) != pure[table].get(key) and key not in PROVENANCE.get(table, ())
+        if found[table].get(key) != pure[table].get(key)
+        and key not in PROVENANCE.get(table, ())
+        and not (key == "textures" and found[table].get(key) != PROCEDURAL)  # a folder is what the papers take
     ]
 
 

@@ -170,9 +170,7 @@ class _Loop:
 
     def _run_statistics_phase(self, index: int, phase: StatisticsPhase, log: MetricsLog) -> None:
         """A statistics phase: additive sums over all images, joined over processes, then its closed form."""
-        state = phase.state
-        for name in state:
-            state[name] = state[name].to(self.fabric.device)
+        sums = {name: tensor.to(self.fabric.device) for name, tensor in phase.empty_sums().items()}
         with _only_training(self.detector, ()), torch.no_grad():
             for step in range(self.steps[index]):
                 if isinstance(phase.duration, Epochs):
@@ -181,14 +179,14 @@ class _Loop:
                     batch = self._batch(index, phase, step)
                 if batch is not None:
                     with self.fabric.autocast():
-                        phase.observe(batch)
+                        phase.observe(sums, batch)
                 self._report(index, phase, step + 1, {}, None)
                 if self._all_stop():
                     raise Interrupted
-            for name, tensor in state.items():
-                state[name].copy_(torch.as_tensor(self.fabric.all_reduce(tensor, reduce_op="sum")))
-            refuse_unless_finite(state, f"phase '{phase.name}' has gathered")
-            phase.conclude()
+            for tensor in sums.values():
+                tensor.copy_(torch.as_tensor(self.fabric.all_reduce(tensor, reduce_op="sum")))
+            refuse_unless_finite(sums, f"phase '{phase.name}' has gathered")
+            phase.conclude(sums)
             refuse_unless_finite(own_tensors(self.detector), f"phase '{phase.name}' has concluded with")
         if index + 1 < len(self.steps):
             self._save(index + 1, 0, (), log)
