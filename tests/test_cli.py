@@ -169,7 +169,7 @@ def test_the_printed_settings_of_a_method_can_be_used_and_the_run_shown(ask: Ask
     assert done.code == 0, done.err
     shown = ask("show", run)
     assert shown.code == 0
-    assert "preset: quick, but for 4 settings\n" in shown.out and "method.image_size: [64, 64]" in shown.out
+    assert re.search(r"preset: quick, but for \d settings\n", shown.out) and "method.image_size: [64, 64]" in shown.out
     refused(ask("show", tree), "run.json")
     refused(ask("settings", "padin"), "'padim'")
 
