@@ -161,7 +161,12 @@ def _read_data(method: str, root: Path, names: Sequence[str], settings: Settings
     learnt: list[Sample] = []
     held_out: list[Sample] = []
     for category in categories:
-        kept, aside = _hold_out(category.train, settings.data.holdout, settings.training.seed)
+        if not category.train:
+            raise DataError(f"{category.folder}: expected good images to learn from, found test images alone")
+        if category.validation:
+            kept, aside = list(category.train), list(category.validation)
+        else:
+            kept, aside = _hold_out(category.train, settings.data.holdout, settings.training.seed)
         learnt += kept
         held_out += aside
     hashes = dict(zip([s.image for s in learnt], content_hashes([s.image for s in learnt]), strict=True))
@@ -178,7 +183,7 @@ def _hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[
 
 def _pixels(samples: Sequence[Sample], data: FitData, size: tuple[int, int], progress: Progress | None) -> Rows:
     """Rows of the pack of all good images, so that another hold-out decodes nothing anew."""
-    everything = [sample for category in data.categories for sample in category.train]
+    everything = [sample for category in data.categories for sample in (*category.train, *category.validation)]
     chosen = {sample.image for sample in samples}
     wanted = [index for index, sample in enumerate(everything) if sample.image in chosen]
     return Rows(load_images(everything, size, progress), np.array(wanted, dtype=np.int64))
