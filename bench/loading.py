@@ -33,7 +33,7 @@ def main() -> None:
         from threecad.data.loading import Rows, load_images
         from threecad.data.readers import read_category
         from threecad.images import read_image
-        from threecad.training import to_tensor
+        from threecad.tensors import to_tensor
 
         draw_pictures(Path(folder) / "parts", arguments.images)
         samples = read_category(Path(folder) / "parts").train

@@ -345,7 +345,7 @@ def test_a_fit_refuses_test_images_alone_before_it_makes_anything(tmp_path):
 
     root = plant(tmp_path / "data")
     shutil.rmtree(root / "plate" / "train")
-    with pytest.raises(DataError, match="expected good images to learn from, found test images alone"):
+    with pytest.raises(DataError, match="expected good images in train/good, found none"):
         fit("padim", root, tmp_path / "run", settings=TINY)
     assert not (tmp_path / "run").exists()
 

@@ -123,11 +123,16 @@ def link_or_copy(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
+def is_leftover(entry: Path) -> bool:
+    """Whether this is a folder in which a killed process was writing a file."""
+    return entry.name.startswith(_PREFIX) and entry.is_dir()
+
+
 def sweep(folder: Path, older_than_s: float = 0.0) -> None:
     """Remove what killed processes left half-written in a folder."""
     for leftover in folder.glob(f"{_PREFIX}*"):
         try:
-            if leftover.is_dir() and time.time() - leftover.stat().st_mtime >= older_than_s:
+            if is_leftover(leftover) and time.time() - leftover.stat().st_mtime >= older_than_s:
                 shutil.rmtree(leftover, ignore_errors=True)
         except OSError:
             continue  # another process has just removed it

@@ -123,6 +123,24 @@ def read_mask(
     return mask
 
 
+def image_pixels(image: Image.Image) -> np.ndarray:
+    """RGB pixels (H, W, 3) uint8 of a PIL image, by the rules for files.
+
+    Raises:
+        DataError: floating-point pixels, or a mode that has no RGB.
+    """
+    place = Path(getattr(image, "filename", "") or "the image")
+    _refuse_unusable(image, place, MAX_PIXELS)
+    return np.array(_rgb(image, place))
+
+
+def resize_image(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pixels (H, W, 3) uint8 resized to `size` (height, width) as `read_image` does it."""
+    if pixels.shape[:2] == tuple(size):
+        return pixels
+    return np.array(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
 def mask_levels(path: Path, *, max_pixels: int = MAX_PIXELS) -> set[int]:
     """The different levels in a mask of 8 bits; none of a deeper one, where nothing but 0 has a meaning.
 
@@ -135,6 +153,8 @@ def mask_levels(path: Path, *, max_pixels: int = MAX_PIXELS) -> set[int]:
 
 def resize_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Anomaly map (H, W) float32 resized to `size` (height, width): bilinear, with antialiasing where it shrinks."""
+    if anomaly_map.shape == tuple(size):
+        return anomaly_map
     image = Image.fromarray(np.ascontiguousarray(anomaly_map, dtype=np.float32))
     return np.array(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
@@ -145,21 +165,19 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
     Raises:
         FileError: the file cannot be written; names the file and the reason.
     """
-    _write(path, Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8)), "PNG")
+    with replacing(path) as temporary:
+        Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8)).save(temporary, format="PNG")
 
 
 def write_tiff(path: Path, anomaly_map: np.ndarray) -> None:
-    """A TIFF file of float32 `anomaly_map` (H, W), unscaled; an existing file is replaced as a whole.
+    """A TIFF file of float32 `anomaly_map` (H, W), unscaled, deflated; an existing file is replaced as a whole.
 
     Raises:
         FileError: the file cannot be written; names the file and the reason.
     """
-    _write(path, Image.fromarray(np.ascontiguousarray(anomaly_map, dtype=np.float32)), "TIFF")
-
-
-def _write(path: Path, image: Image.Image, file_format: str) -> None:
     with replacing(path) as temporary:
-        image.save(temporary, format=file_format)
+        image = Image.fromarray(np.ascontiguousarray(anomaly_map, dtype=np.float32))
+        image.save(temporary, format="TIFF", compression="tiff_adobe_deflate")
 
 
 @contextmanager

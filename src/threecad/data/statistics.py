@@ -18,8 +18,7 @@ from threecad.errors import DataError
 from threecad.images import MAX_PIXELS, image_size, read_mask
 from threecad.records import Sample
 from threecad.regions import bounding_boxes, label_regions
-
-THREADS = 2
+from threecad.threads import thread_count
 
 HEADER = (
     "Category",
@@ -153,11 +152,10 @@ def measure(categories: Iterable[Category], *, max_pixels: int = MAX_PIXELS) -> 
     for category in categories:
         types = read_types(category)
         defective = [sample for sample in category.test if sample.is_defect]
-        with ThreadPoolExecutor(THREADS) as pool:
+        measure_mask = partial(_measure_mask, max_pixels=max_pixels)
+        with ThreadPoolExecutor(thread_count()) as pool:
             sizes = list(pool.map(lambda sample: image_size(sample.image, max_pixels=max_pixels), category.samples))
-            defects = (
-                list(pool.map(partial(_measure_mask, max_pixels=max_pixels), defective)) if category.has_masks else []
-            )
+            defects = list(pool.map(measure_mask, defective)) if category.has_masks else []
         areas += [defect.area_ratio for defect in defects]
         aspects += [aspect for defect in defects for aspect in defect.aspect_ratios]
         measured.append(
