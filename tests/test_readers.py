@@ -358,4 +358,4 @@ def test_a_fit_keeps_a_set_s_own_validation_images_aside_and_learns_from_all_oth
         save(root / "plate" / "validation" / "good" / f"{number}.png", plate(70 + number))
     fit("padim", root, tmp_path / "run", settings=TINY)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert len(record["good_scores"]) == 3
+    assert len(record["good_scores"]["plate"]) == 3

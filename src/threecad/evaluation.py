@@ -90,7 +90,8 @@ def evaluate_run(
     for name in choose_categories(record, root, categories):
         category = _without_exclusions(read_category(root, name), record)
         if counting:  # the pack that `evaluate` will find in the cache
-            load_images(category.test, predictor.image_size, counting(f"decoding {category.name}"))
+            progress = counting(f"decoding {category.name}")
+            load_images(category.test, predictor.image_size, progress, predictor.decoding)
         shown = counting(f"scoring {category.name}") if counting else None
         scores.append(evaluate(predictor, record, category, progress=shown, on_image=on_image))
     content: dict[str, Any] = finite(with_mean(scores))
@@ -154,8 +155,8 @@ def evaluate(
     if not any(sample.is_defect for sample in test) or all(sample.is_defect for sample in test):
         counts = f"{sum(not s.is_defect for s in test)} good and {sum(s.is_defect for s in test)} defective"
         raise MetricError(f"category '{category.name}': expected good and defective test images, found {counts}")
-    images = load_images(test, predictor.image_size)
-    masks = load_masks(test, size)
+    images = load_images(test, predictor.image_size, decoding=predictor.decoding)
+    masks = load_masks(test, size, decoding=predictor.decoding)
     labels = np.array([sample.is_defect for sample in test])
     vanished = labels & ~masks.reshape(len(masks), -1).any(axis=1) & category.has_masks
 

@@ -11,6 +11,7 @@ import numpy as np
 from threecad.data.loading import Progress, Rows, content_hashes, load_images
 from threecad.data.readers import Category, exclude, fingerprint, read_categories
 from threecad.errors import DataError
+from threecad.images import Decoding, decoding_of
 from threecad.methods import METHODS
 from threecad.records import Sample
 from threecad.settings import Settings
@@ -24,13 +25,14 @@ class FitData:
     learnt: list[Sample]
     held_out: list[Sample]
     fingerprint: str
+    decoding: Decoding
 
     def pixels(self, samples: Sequence[Sample], size: tuple[int, int], progress: Progress | None) -> Rows:
         """Rows of the pack of all good images, so that another hold-out decodes nothing anew."""
         everything = [sample for category in self.categories for sample in (*category.train, *category.validation)]
         chosen = {sample.image for sample in samples}
         wanted = [index for index, sample in enumerate(everything) if sample.image in chosen]
-        return Rows(load_images(everything, size, progress), np.array(wanted, dtype=np.int64))
+        return Rows(load_images(everything, size, progress, self.decoding), np.array(wanted, dtype=np.int64))
 
 
 def read_fit_data(method: str, root: Path, names: Sequence[str], settings: Settings) -> FitData:
@@ -61,7 +63,8 @@ def read_fit_data(method: str, root: Path, names: Sequence[str], settings: Setti
         learnt += kept
         held_out += aside
     hashes = dict(zip([s.image for s in learnt], content_hashes([s.image for s in learnt]), strict=True))
-    return FitData(categories, learnt, held_out, fingerprint(learnt, hashes.__getitem__))
+    decoding = decoding_of(settings.data.model_dump())
+    return FitData(categories, learnt, held_out, fingerprint(learnt, hashes.__getitem__), decoding)
 
 
 def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:

@@ -11,6 +11,7 @@ import torch
 from threecad.checkpoint import load_detector
 from threecad.detector import Detector
 from threecad.devices import autocast, best_device, choose_device, has_native_bf16, resolve_precision
+from threecad.images import decoding_of
 from threecad.predictor import BATCH, Found, GoodParts, Picture, Predictor, Result, predict_all
 from threecad.records import Prediction
 from threecad.runs import RunFolder, RunRecord
@@ -81,7 +82,7 @@ def predictor_of(
     good = {
         name: GoodParts(record.good_scores.get(name, []), record.good_peaks.get(name, [])) for name in record.categories
     }
-    return Predictor(network, record.method, good)
+    return Predictor(network, record.method, good, decoding_of(record.settings.get("data", {})))
 
 
 def predict_pictures(run: Path | str, inputs: Picture | Sequence[Picture]) -> Result | list[Result]:

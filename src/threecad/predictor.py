@@ -10,13 +10,13 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
+from typing import TYPE_CHECKING, NamedTuple, Protocol, overload
 
 import numpy as np
 from PIL import Image
 
 from threecad.errors import DataError
-from threecad.images import image_pixels, read_image, resize_image, resize_map
+from threecad.images import Decoding, image_pixels, read_image, resize_image, resize_map
 from threecad.overlay import Scale
 from threecad.verdicts import good_share
 
@@ -76,7 +76,7 @@ class Predictor:
     network: Network
     method: str
     good: Mapping[str, GoodParts] = field(default_factory=dict)  # by category
-    decoding: Mapping[str, Any] = field(default_factory=dict)  # how files become pixels: keywords of `read_image`
+    decoding: Decoding = field(default_factory=dict)
 
     @property
     def image_size(self) -> tuple[int, int]:

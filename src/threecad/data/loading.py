@@ -26,11 +26,11 @@ import numpy as np
 from threecad.cache import cache_folder
 from threecad.data.readers import check_sizes
 from threecad.errors import DataError
-from threecad.images import read_image, read_mask
+from threecad.images import Decoding, read_image, read_mask
 from threecad.records import Sample
 from threecad.threads import ordered
 
-RULE = "pillow bilinear antialiased square; masks nearest; 1"
+RULE = "pillow bilinear antialiased square; masks nearest; 2"
 """Version of the rule that makes pixels out of files; part of each pack's key."""
 
 _OURS = re.compile(r"[0-9a-f]{32}\.(npy|json)|hashes\.sqlite(-journal|-wal|-shm)?|\.building-\w+")
@@ -68,16 +68,28 @@ class Rows:
         return (self.pack[row] for row in self.chosen)
 
 
-def load_images(samples: Sequence[Sample], size: tuple[int, int], progress: Progress | None = None) -> np.ndarray:
+def load_images(
+    samples: Sequence[Sample], size: tuple[int, int], progress: Progress | None = None, decoding: Decoding | None = None
+) -> np.ndarray:
     """Images of the samples, memory-mapped (N, H, W, 3) uint8 RGB.
+
+    Another number of bits in `decoding` gives another pack.
 
     Raises:
         DataError: an image cannot be read, or the cache cannot be written.
     """
-    return _load("images", samples, size, (3,), lambda sample: read_image(sample.image, size), progress)
+    decoding = decoding or {}
+    rule = f"{RULE}; {decoding['bits']} bits" if "bits" in decoding else RULE
+
+    def read(sample: Sample) -> np.ndarray:
+        return read_image(sample.image, size, **decoding)
+
+    return _load("images", rule, samples, size, (3,), read, progress)
 
 
-def load_masks(samples: Sequence[Sample], size: tuple[int, int], progress: Progress | None = None) -> np.ndarray:
+def load_masks(
+    samples: Sequence[Sample], size: tuple[int, int], progress: Progress | None = None, decoding: Decoding | None = None
+) -> np.ndarray:
     """Masks of the samples, memory-mapped (N, H, W) uint8 of 0 and 1; all zero for a sample without one.
 
     Raises:
@@ -87,10 +99,11 @@ def load_masks(samples: Sequence[Sample], size: tuple[int, int], progress: Progr
     def read(sample: Sample) -> np.ndarray:
         if sample.mask is None:
             return np.zeros(size, np.uint8)
-        check_sizes(sample)
-        return read_mask(sample.mask, size, more=sample.more_masks)
+        check_sizes(sample, **limit)
+        return read_mask(sample.mask, size, more=sample.more_masks, **limit)
 
-    return _load("masks", samples, size, (), read, progress)
+    limit = {name: value for name, value in (decoding or {}).items() if name == "max_pixels"}
+    return _load("masks", RULE, samples, size, (), read, progress)
 
 
 def content_hashes(paths: Sequence[Path], progress: Progress | None = None) -> list[str]:
@@ -160,6 +173,7 @@ def _remove(entry: Path) -> int:
 
 def _load(
     kind: str,
+    rule: str,
     samples: Sequence[Sample],
     size: tuple[int, int],
     channels: tuple[int, ...],
@@ -175,7 +189,7 @@ def _load(
     ]
     hashes = iter(content_hashes([path for path in files if path is not None]))
     contents = [next(hashes) if path is not None else "-" for path in files]
-    key = hashlib.sha256(json.dumps([RULE, kind, size, contents]).encode()).hexdigest()[:32]
+    key = hashlib.sha256(json.dumps([rule, kind, size, contents]).encode()).hexdigest()[:32]
     path = cache_folder("pixels") / f"{key}.npy"
     shape = (len(samples), *size, *channels)
     if not _is_pack(path, shape):
