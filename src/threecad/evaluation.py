@@ -20,7 +20,7 @@ from threecad.data.loading import Progress, content_hashes, load_frames, load_ma
 from threecad.data.readers import Category, fingerprint, list_categories, read_category
 from threecad.errors import DataError, FileError, MetricError
 from threecad.files import write_json
-from threecad.images import image_size
+from threecad.images import image_size, limit_of
 from threecad.inference import predictor_of, recorded_framing
 from threecad.methods import METHODS
 from threecad.metrics.image import image_scores
@@ -156,8 +156,8 @@ def evaluate(
         counts = f"{sum(not s.is_defect for s in test)} good and {sum(s.is_defect for s in test)} defective"
         raise MetricError(f"category '{category.name}': expected good and defective test images, found {counts}")
     frames = load_frames(test, predictor.view, decoding=predictor.decoding)
-    sizes = [image_size(sample.image) for sample in test]
-    masks = load_masks(test, size)
+    sizes = [image_size(sample.image, **limit_of(predictor.decoding)) for sample in test]
+    masks = load_masks(test, size, decoding=predictor.decoding)
     labels = np.array([sample.is_defect for sample in test])
     vanished = labels & ~masks.reshape(len(masks), -1).any(axis=1) & category.has_masks
 

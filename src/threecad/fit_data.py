@@ -13,7 +13,7 @@ from threecad.data.readers import Category, exclude, fingerprint, read_categorie
 from threecad.data.roi import mean_colour, read_region
 from threecad.errors import DataError
 from threecad.framing import Framing, Tiles
-from threecad.images import image_size
+from threecad.images import Decoding, decoding_of, image_size, limit_of
 from threecad.methods import METHODS
 from threecad.records import Sample
 from threecad.settings import Settings
@@ -31,7 +31,7 @@ class FitData:
     held_out: list[Sample]
     fingerprint: str
     sizes: list[tuple[int, int]]  # of the learnt images as they are on disk, height and width
-    decoding: dict[str, int]  # how files become pixels
+    decoding: Decoding
 
     def shape(self, notify: Callable[[str], None]) -> tuple[float, float]:
         """The median shape of the learnt images, as height and width; says where they are not all alike."""
@@ -46,7 +46,7 @@ class FitData:
 
         The pack is that of all good images, so that another hold-out decodes nothing anew.
         """
-        everything = [sample for category in self.categories for sample in category.train]
+        everything = [sample for category in self.categories for sample in (*category.train, *category.validation)]
         pack = load_frames(everything, framing, progress, self.decoding)
         chosen = {sample.image for sample in samples}
         wanted = np.array([index for index, one in enumerate(everything) if one.image in chosen], dtype=np.int64)
@@ -76,14 +76,18 @@ def read_fit_data(method: str, root: Path, names: Sequence[str], settings: Setti
     learnt: list[Sample] = []
     held_out: list[Sample] = []
     for category in categories:
-        kept, aside = hold_out(category.train, settings.data.holdout, settings.training.seed)
+        if category.validation:
+            kept, aside = list(category.train), list(category.validation)
+        else:
+            kept, aside = hold_out(category.train, settings.data.holdout, settings.training.seed)
         learnt += kept
         held_out += aside
     hashes = dict(zip([s.image for s in learnt], content_hashes([s.image for s in learnt]), strict=True))
-    limit = {name: value for name, value in settings.data.decoding.items() if name == "max_pixels"}
+    decoding = decoding_of(settings.data.model_dump())
+    limit = limit_of(decoding)
     sizes = [image_size(sample.image, **limit) for sample in learnt]
     prints = fingerprint(learnt, hashes.__getitem__)
-    return FitData(categories, learnt, held_out, prints, sizes, settings.data.decoding)
+    return FitData(categories, learnt, held_out, prints, sizes, decoding)
 
 
 def framing_of(settings: Settings, data: FitData) -> Framing:

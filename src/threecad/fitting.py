@@ -19,7 +19,7 @@ from threecad.errors import RunError
 from threecad.fit_data import FitData, framing_of, listed_exclusions, read_fit_data
 from threecad.fit_plan import FitPlan, plan_fit
 from threecad.framing import Framing
-from threecad.images import image_size, write_png
+from threecad.images import image_size, limit_of, write_png
 from threecad.inference import predictor_of
 from threecad.methods import METHODS
 from threecad.nets.weights import file_sha256
@@ -198,7 +198,7 @@ def _seen(
 ) -> Iterator[Found]:
     """What is found in each of some good images, in order."""
     rows = data.pixels(samples, framing, progress)
-    sizes = [image_size(sample.image) for sample in samples]
+    sizes = [image_size(sample.image, **limit_of(data.decoding)) for sample in samples]
     count = len(rows) // max(len(samples), 1)
     pictures = ((rows[np.arange(k * count, (k + 1) * count)], size) for k, size in enumerate(sizes))
     return predictor.inspect(pictures)

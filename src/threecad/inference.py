@@ -13,7 +13,7 @@ from threecad.detector import Detector
 from threecad.devices import autocast, best_device, choose_device, has_native_bf16, resolve_precision
 from threecad.errors import DataError, RunError
 from threecad.framing import Framing, MapUnits, Region, Tiles
-from threecad.images import read_mask
+from threecad.images import decoding_of, read_mask
 from threecad.predictor import BATCH, Found, GoodParts, Picture, Predictor, Result, predict_all
 from threecad.records import Prediction
 from threecad.runs import RunFolder, RunRecord
@@ -89,7 +89,7 @@ def predictor_of(
         name: GoodParts(record.good_scores.get(name, []), record.good_peaks.get(name, [])) for name in record.categories
     }
     units = {kind: MapUnits(*values) for kind, values in record.map_units.items()}
-    decoding = DataSettings(**record.settings["data"]).decoding
+    decoding = decoding_of(record.settings["data"])
     return Predictor(network, record.method, good, framing, units, decoding)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from threecad.data.loading import Progress
 from threecad.errors import DataError
-from threecad.images import image_size, read_image, write_png, write_tiff
+from threecad.images import MAX_PIXELS, image_size, read_image, write_png, write_tiff
 from threecad.inference import load
 from threecad.inputs import Input, gather
 from threecad.overlay import Scale, overlay
@@ -133,7 +133,10 @@ def _seen(
             return Decoded(image, error=str(error) if str(image.path) in str(error) else f"{image.path}: {error}")
         return Decoded(image, frames, pixels if keep_whole else None, pixels.shape[:2])
 
-    decoded = ordered(decode, images, weight=_decoded_bytes, budget=IN_FLIGHT_BYTES)
+    def weight(image: Input) -> int:
+        return _decoded_bytes(image, predictor.decoding.get("max_pixels", MAX_PIXELS))
+
+    decoded = ordered(decode, images, weight=weight, budget=IN_FLIGHT_BYTES)
     for group in _groups(decoded, batch):
         found = predictor.inspect([(one.frames, one.size) for one in group if one.frames is not None], batch)
         for one in group:
@@ -152,10 +155,10 @@ def _groups(images: Iterable[Decoded], batch: int) -> Iterator[list[Decoded]]:
         yield group
 
 
-def _decoded_bytes(image: Input) -> int:
+def _decoded_bytes(image: Input, max_pixels: int) -> int:
     """Bytes of an image's pixels, told by its header."""
     try:
-        height, width = image_size(image.path)
+        height, width = image_size(image.path, max_pixels=max_pixels)
     except DataError:
         return 0  # it will be refused
     return 3 * height * width

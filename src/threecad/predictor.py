@@ -12,14 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Protocol, overload
 
 import numpy as np
 from PIL import Image
 
 from threecad.errors import DataError
 from threecad.framing import Framing, MapUnits
-from threecad.images import image_pixels, read_image
+from threecad.images import Decoding, image_pixels, read_image
 from threecad.overlay import Scale
 from threecad.verdicts import good_share
 
@@ -93,7 +93,7 @@ class Predictor:
     good: Mapping[str, GoodParts] = field(default_factory=dict)  # by category
     framing: Framing | None = None  # what of a picture the network sees; the whole of it without
     units: Mapping[str, MapUnits] = field(default_factory=dict)  # of the maps of tiles and of the whole
-    decoding: Mapping[str, Any] = field(default_factory=dict)  # how files become pixels: keywords of `read_image`
+    decoding: Decoding = field(default_factory=dict)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         self.view = self.framing or Framing(self.network.image_size)

@@ -188,12 +188,6 @@ class DataSettings(Table):
             raise ValueError("expected tiles or tile_px, found both")
         return self
 
-    @property
-    def decoding(self) -> dict[str, int]:
-        """How files become pixels: keywords of `read_image`."""
-        chosen = {"bits": self.bits, "max_pixels": self.max_pixels}
-        return {name: value for name, value in chosen.items() if value is not None}
-
 
 class TrainingSettings(Table):
     """[training] – how a method is fitted."""

@@ -16,7 +16,7 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,11 @@ from threecad.cache import cache_folder
 from threecad.data.readers import check_sizes
 from threecad.errors import DataError
 from threecad.framing import Framing
-from threecad.images import image_size, read_image, read_mask
+from threecad.images import Decoding, image_size, limit_of, read_image, read_mask
 from threecad.records import Sample
 from threecad.threads import ordered
 
-RULE = "pillow bilinear antialiased square; masks nearest; 1"
+RULE = "pillow bilinear antialiased square; masks nearest; 2"
 """Version of the rule that makes pixels out of files; part of each pack's key."""
 
 _OURS = re.compile(r"[0-9a-f]{32}\.(npy|json)|hashes\.sqlite(-journal|-wal|-shm)?|\.building-\w+")
@@ -79,20 +79,22 @@ class Rows:
         return None if self.inside is None else self.inside[self.chosen[index] % len(self.inside)]
 
 
-def load_images(samples: Sequence[Sample], size: tuple[int, int], progress: Progress | None = None) -> np.ndarray:
+def load_images(
+    samples: Sequence[Sample], size: tuple[int, int], progress: Progress | None = None, decoding: Decoding | None = None
+) -> np.ndarray:
     """Images of the samples, memory-mapped (N, H, W, 3) uint8 RGB, each resized as a whole.
 
     Raises:
         DataError: an image cannot be read, or the cache cannot be written.
     """
-    return load_frames(samples, Framing(size), progress)[:, 0]
+    return load_frames(samples, Framing(size), progress, decoding)[:, 0]
 
 
 def load_frames(
     samples: Sequence[Sample],
     framing: Framing,
     progress: Progress | None = None,
-    decoding: Mapping[str, int] | None = None,
+    decoding: Decoding | None = None,
 ) -> np.ndarray:
     """What a network sees of each sample, memory-mapped (N, F, H, W, 3) uint8 RGB: F frames of one size.
 
@@ -102,12 +104,14 @@ def load_frames(
     Raises:
         DataError: an image cannot be read, has another number of frames than the first, or the cache cannot be written.
     """
-    options: dict[str, Any] = dict(decoding or {})
-    count = len(framing.boxes(image_size(samples[0].image, **_limit(options)))) if samples and framing.tiles else 1
+    decoding = decoding or {}
+    bits = [f"{decoding['bits']} bits"] if "bits" in decoding else []
+    rule = "; ".join([RULE, *bits, *([] if framing.is_plain else [framing.key])])
+    count = len(framing.boxes(image_size(samples[0].image, **limit_of(decoding)))) if samples and framing.tiles else 1
 
     def read(sample: Sample) -> np.ndarray:
         try:
-            frames = framing.frames(read_image(sample.image, **options))
+            frames = framing.frames(read_image(sample.image, **decoding))
         except DataError as error:
             raise DataError(str(error) if str(sample.image) in str(error) else f"{sample.image}: {error}") from None
         if len(frames) != count:
@@ -117,15 +121,12 @@ def load_frames(
             )
         return frames
 
-    about = [*sorted(options.items()), *([framing.key] if not framing.is_plain else [])]
-    return _load("images", samples, framing.image_size, (count,), (3,), read, progress, about)
+    return _load("images", rule, samples, framing.image_size, (count,), (3,), read, progress)
 
 
-def _limit(options: Mapping[str, int]) -> dict[str, int]:
-    return {name: value for name, value in options.items() if name == "max_pixels"}
-
-
-def load_masks(samples: Sequence[Sample], size: tuple[int, int], progress: Progress | None = None) -> np.ndarray:
+def load_masks(
+    samples: Sequence[Sample], size: tuple[int, int], progress: Progress | None = None, decoding: Decoding | None = None
+) -> np.ndarray:
     """Masks of the samples, memory-mapped (N, H, W) uint8 of 0 and 1; all zero for a sample without one.
 
     Raises:
@@ -135,10 +136,11 @@ def load_masks(samples: Sequence[Sample], size: tuple[int, int], progress: Progr
     def read(sample: Sample) -> np.ndarray:
         if sample.mask is None:
             return np.zeros(size, np.uint8)
-        check_sizes(sample)
-        return read_mask(sample.mask, size, more=sample.more_masks)
+        check_sizes(sample, **limit)
+        return read_mask(sample.mask, size, more=sample.more_masks, **limit)
 
-    return _load("masks", samples, size, (), (), read, progress)
+    limit = limit_of(decoding or {})
+    return _load("masks", RULE, samples, size, (), (), read, progress)
 
 
 def content_hashes(paths: Sequence[Path], progress: Progress | None = None) -> list[str]:
@@ -208,13 +210,13 @@ def _remove(entry: Path) -> int:
 
 def _load(
     kind: str,
+    rule: str,
     samples: Sequence[Sample],
     size: tuple[int, int],
     frames: tuple[int, ...],
     channels: tuple[int, ...],
     read: Callable[[Sample], np.ndarray],
     progress: Progress | None,
-    about_pixels: Sequence[object] = (),
 ) -> np.ndarray:
     if not samples:
         return np.zeros((0, *frames, *size, *channels), np.uint8)
@@ -225,9 +227,7 @@ def _load(
     ]
     hashes = iter(content_hashes([path for path in files if path is not None]))
     contents = [next(hashes) if path is not None else "-" for path in files]
-    key = hashlib.sha256(
-        json.dumps([RULE, kind, size, contents, *([about_pixels] if about_pixels else [])]).encode()
-    ).hexdigest()[:32]
+    key = hashlib.sha256(json.dumps([rule, kind, size, contents]).encode()).hexdigest()[:32]
     path = cache_folder("pixels") / f"{key}.npy"
     shape = (len(samples), *frames, *size, *channels)
     if not _is_pack(path, shape):
