@@ -15,7 +15,7 @@ from threecad.checkpoint import RunFolder, RunRecord
 from threecad.data.loading import load_images, load_masks
 from threecad.data.tree import Category, read_category
 from threecad.detector import Detector
-from threecad.errors import DataError, MetricError
+from threecad.errors import DataError, MetricError, SettingsError
 from threecad.images import resize_map
 from threecad.inference import good_share, predict, resolve_precision
 from threecad.metrics import image_scores, pixel_scores
@@ -161,8 +161,16 @@ def test_good_share_is_the_share_of_good_parts_that_look_as_odd() -> None:
     assert good_share(1, []) == 1
 
 
-def test_precision_is_what_was_asked_for_or_what_the_machine_has() -> None:
+@pytest.mark.parametrize("native", [True, False])
+def test_precision_is_what_was_asked_for_or_what_the_machine_has(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    assert resolve_precision("float32", torch.device("cpu")) == "float32"
-    assert resolve_precision("auto", torch.device("cpu")) in ("float32", "bf16")
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("threecad.inference.has_native_bf16", lambda device: native)
+    assert resolve_precision("float32", cpu) == "float32"
+    assert resolve_precision("auto", cpu) == ("bf16" if native else "float32")
+    if native:
+        assert resolve_precision("bf16", cpu) == "bf16"
+    else:
+        with pytest.raises(SettingsError, match=r"'training\.precision'.*use float32"):
+            resolve_precision("bf16", cpu)
