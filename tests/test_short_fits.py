@@ -14,7 +14,6 @@ import logging
 import sys
 import tempfile
 import warnings
-from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +21,6 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
-from scipy.stats import spearmanr
 
 from test_contract import CPU, parts, rows
 from threecad.checkpoint import RunFolder
@@ -47,28 +45,38 @@ DRAEM starts from no backbone and from logits near 0: for about 80 steps it lear
 normal, and where between "little" and "enough" it stands by then is a matter of rounding. Twice as many are past that.
 """
 
-AUROC, AGREEMENT = 0.9, 0.98
-"""The least that passes. Scores that know nothing of the defect reach an AUROC of 0.5 ± 0.1."""
+LEAST_AUROC, MOST_LOST = 0.9, 0.02
+"""What passes. Scores that know nothing of the defect reach an AUROC of 0.5 ± 0.1."""
 
 IMAGES = 16
 """Good images to judge by, and as many again with a planted defect."""
 
 
 class Outcome(NamedTuple):
-    """How well a fitted detector tells planted defects from good parts."""
+    """How well a fitted detector tells planted defects from good parts, and what bf16 costs.
 
-    auroc: float  # of the scores in float32
+    Pixels are judged by AUROC and not by a rank correlation of the maps: where a part is good a map is flat, and the
+    order of its values there is rounding in any precision.
+    """
+
+    auroc: float  # of the images' scores in float32
     auroc_bf16: float
-    agreement: float  # Spearman's rank correlation of float32 and bf16 maps, the median over defective images
+    pixel_auroc: float  # of defect pixels against the other pixels of the defective images, in float32
+    pixel_auroc_bf16: float
+
+    @property
+    def lost(self) -> float:
+        """Pixel AUROC that is lost in bf16."""
+        return self.pixel_auroc - self.pixel_auroc_bf16
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_after_a_short_fit_planted_defects_outscore_good_parts_and_bf16_ranks_alike(name: str) -> None:
     outcome = short_fit(name, seed=1)
-    assert outcome.auroc > AUROC
-    assert outcome.auroc_bf16 > AUROC
-    assert outcome.agreement > AGREEMENT
+    assert outcome.auroc > LEAST_AUROC
+    assert outcome.auroc_bf16 > LEAST_AUROC
+    assert outcome.lost < MOST_LOST
 
 
 def short_fit(name: str, seed: int, precision: str = "float32") -> Outcome:
@@ -85,29 +93,32 @@ def short_fit(name: str, seed: int, precision: str = "float32") -> Outcome:
         train(detector, rows(parts(16, size)), textures, settings, plan, RunFolder(Path(folder)), fabric)
 
     good = parts(IMAGES, size, seed=7)
-    images = to_tensor(np.concatenate([good, with_defects(good)]), CPU)
-
-    def predict(bf16: bool) -> Prediction:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
-            return detector(images)
-
-    def auroc(prediction: Prediction) -> float:
-        return image_scores(prediction.score.numpy(), np.repeat([0, 1], IMAGES)).i_auroc
-
-    exact, rough = predict(bf16=False), predict(bf16=True)
-    pairs = zip(exact.anomaly_map[IMAGES:], rough.anomaly_map[IMAGES:], strict=True)
-    agreement = np.median([spearmanr(first.flatten(), second.flatten()).statistic for first, second in pairs])
-    return Outcome(auroc(exact), auroc(rough), float(agreement))
+    bad, masks = with_defects(good)
+    images = to_tensor(np.concatenate([good, bad]), CPU)
+    with torch.no_grad():
+        exact = detector(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = detector(images)
+    return Outcome(image_auroc(exact), image_auroc(rough), pixel_auroc(exact, masks), pixel_auroc(rough, masks))
 
 
-def with_defects(good: np.ndarray) -> np.ndarray:
-    """The images (N, H, W, 3) uint8 with a square of noise each, a quarter of the height wide and away from the rim."""
-    bad, height, width = good.copy(), *good.shape[1:3]
+def with_defects(good: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The images (N, H, W, 3) uint8 with a square of noise each, a quarter of the height wide, and masks (N, H, W)."""
+    bad, masks, height, width = good.copy(), np.zeros(good.shape[:3], bool), *good.shape[1:3]
     side, generator = height // 4, np.random.default_rng(0)
-    for part in bad:
+    for part, mask in zip(bad, masks, strict=True):
         row, column = generator.integers(8, height - side - 8), generator.integers(8, width - side - 8)
-        part[row : row + side, column : column + side] = generator.integers(0, 256, (side, side, 3))
-    return bad
+        place = slice(row, row + side), slice(column, column + side)
+        part[place], mask[place] = generator.integers(0, 256, (side, side, 3)), True
+    return bad, masks
+
+
+def image_auroc(prediction: Prediction) -> float:
+    return image_scores(prediction.score.numpy(), np.repeat([0, 1], IMAGES)).i_auroc
+
+
+def pixel_auroc(prediction: Prediction, masks: np.ndarray) -> float:
+    return image_scores(prediction.anomaly_map[IMAGES:].numpy().ravel(), masks.ravel()).i_auroc
 
 
 def main() -> None:
@@ -120,16 +131,17 @@ def main() -> None:
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
-    print("| method | fitted in | fits | worst AUROC | worst AUROC in bf16 | worst agreement |")
-    print("|---|---|---|---|---|---|", flush=True)
+    print("| method | fitted in | fits | least AUROC | least in bf16 | least pixel AUROC | most of it lost in bf16 |")
+    print("|---|---|---|---|---|---|---|", flush=True)
     for name, precision in itertools.product(chosen.methods.split(","), chosen.precisions.split(",")):
         outcomes = []
         for seed, threads in itertools.product(range(1, chosen.seeds + 1), map(int, chosen.threads.split(","))):
             torch.set_num_threads(threads)
             outcomes.append(short_fit(name, seed, precision))
             print(f"{name} {precision} seed {seed}, threads {threads}: {outcomes[-1]}", file=sys.stderr, flush=True)
-        worst = (f"{min(column):.3f}" for column in zip(*outcomes, strict=True))
-        print(f"| {name} | {precision} | {len(outcomes)} | {' | '.join(worst)} |", flush=True)
+        least = (f"{min(column):.3f}" for column in list(zip(*outcomes, strict=True))[:3])
+        lost = max(outcome.lost for outcome in outcomes)
+        print(f"| {name} | {precision} | {len(outcomes)} | {' | '.join(least)} | {lost:.4f} |", flush=True)
 
 
 if __name__ == "__main__":
