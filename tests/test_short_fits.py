@@ -35,6 +35,7 @@ from threecad.training import seed_everything, to_tensor, train
 PACE: dict[str, tuple[int, dict[str, object]]] = {
     "rd": (60, {}),
     "cfrg": (60, {"image_size": (64, 64), "learning_rate": 1e-3}),
+    "crad": (120, {}),
     "draem": (160, {"learning_rate": 2e-3}),
     "destseg": (120, {}),
     "realnet": (80, {"learning_rate": 1e-3, "width_ratio": 0.125, "standardised": True}),
