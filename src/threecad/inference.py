@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from threecad import devices
 from threecad.checkpoint import load_detector
 from threecad.detector import Detector
-from threecad.devices import autocast, best_device, choose_device, has_native_bf16, resolve_precision
+from threecad.devices import autocast, best_device, choose_device, resolve_precision
 from threecad.errors import DataError, RunError
 from threecad.framing import Framing, MapUnits, Region, Tiles
 from threecad.images import decoding_of, read_mask
@@ -78,7 +79,7 @@ def predictor_of(
     """The predictor of a detector, the record of its fit and what it sees of a picture; arguments as of `load`."""
     chosen = choose_device(device)
     if precision is None:
-        precision = record.precision if record.precision == "float32" or has_native_bf16(chosen) else "float32"
+        precision = record.precision if record.precision == "float32" or devices.has_native_bf16(chosen) else "float32"
     network = TorchNetwork(detector, precision, chosen)
     if network.precision != record.precision:
         notify(
