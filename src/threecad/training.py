@@ -45,6 +45,7 @@ class StepReport:
     done: float  # share of the whole fit
     terms: Mapping[str, float]  # loss terms; empty in a statistics phase
     rate: float | None  # learning rate of the first optimiser
+    detector: Detector  # as the step has left it, in training mode
 
 
 Watch = Callable[[StepReport], None]
@@ -215,7 +216,7 @@ class _Loop:
     def _report(self, index: int, phase: Phase, step: int, terms: Mapping[str, float], rate: float | None) -> None:
         if self.watch:
             done = (sum(self.steps[:index]) + step) / sum(self.steps)
-            self.watch(StepReport(phase.name, step, self.steps[index], done, terms, rate))
+            self.watch(StepReport(phase.name, step, self.steps[index], done, terms, rate, self.detector))
 
     def _maybe_save(
         self,

@@ -125,7 +125,7 @@ def data_set_table(rows: Sequence[Row], suffix: str = "") -> Table:
 
 
 def ablation_tables(rows: Sequence[Row], suffix: str = "") -> list[Table]:
-    """Table 6 for each method with variants, a category or the mean after another: score, change, the paper's change."""
+    """Table 6 for each method with variants, one category after another: score, change, and the paper's change."""
     tables = []
     for method in _in_order({row.method for row in rows if row.variant}):
         of_method = [row for row in rows if row.method == method and row.variant]

@@ -1,0 +1,89 @@
+"""The state of a fit that scores best on the test images: what some papers report, and nobody can have in production.
+
+Only for comparing with them. Such rows say so, and stand in tables of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from threecad.benchmark.plan import Job
+from threecad.checkpoint import RunFolder, load_own, own_tensors, read_about, save_tensors
+from threecad.data.tree import read_category
+from threecad.detector import Detector
+from threecad.metrics.evaluate import evaluate
+from threecad.training import StepReport
+
+LOOKS = 10
+"""States that are scored in the course of a fit, evenly spread; the last one is scored besides."""
+
+
+class BestOnTest:
+    """Scores states of a fit on its test images, and keeps the one whose mean of I-AUROC and P-AUROC is highest."""
+
+    def __init__(self, data: Path, job: Job, folder: Path) -> None:
+        self.run = RunFolder(folder)
+        self.categories = [read_category(data, name) for name in job.categories]
+        self.file = folder / "best.safetensors"
+        self.best, self.at = -1.0, 1.0
+        if self.file.exists():
+            about = read_about(self.file)[1]
+            self.best, self.at = float(about["score"]), float(about["at"])
+        self.seen = 0
+
+    def look(self, report: StepReport) -> None:
+        """Score the state after an optimiser step, if it is time again."""
+        due = int(LOOKS * report.done)
+        if report.rate is None or due <= self.seen:
+            return
+        self.seen = due
+        with _as_it_was(report.detector):
+            score = self._score(report.detector)
+            if score > self.best:
+                self.best, self.at = score, report.done
+                about = {"score": repr(score), "at": repr(report.done)}
+                save_tensors(self.file, own_tensors(report.detector), about)
+
+    def put_in_place(self) -> None:
+        """Replace the finished detector by the best state, where that is better than the last."""
+        detector, record = self.run.load_detector()
+        last = self._score(detector)
+        if not self.file.exists() or last >= self.best:
+            self.best, self.at = max(last, self.best), 1.0 if last > self.best else self.at
+            return
+        load_own(detector, read_about(self.file)[0], self.file)
+        record.good_scores, record.good_peaks = [], []  # those were of the last state
+        self.run.save_detector(detector, record)
+
+    def described(self, scores: dict[str, Any]) -> dict[str, Any]:
+        """`scores.json` with how the state was chosen."""
+        chosen = {"selection": "best_on_test", "selected_at": self.at}
+        if "categories" not in scores:
+            return {**scores, **chosen}
+        return {**scores, "categories": {name: {**of, **chosen} for name, of in scores["categories"].items()}}
+
+    def forget(self) -> None:
+        """Begin anew, with the fit."""
+        self.best, self.at, self.seen = -1.0, 1.0, 0
+
+    def _score(self, detector: Detector) -> float:
+        record = self.run.read_record()
+        found = [evaluate(detector, record, category) for category in self.categories]
+        return float(np.mean([scores[name] for scores in found for name in ("i_auroc", "p_auroc") if scores[name]]))
+
+
+@contextmanager
+def _as_it_was(detector: Detector) -> Iterator[None]:
+    """Within, the detector predicts; afterwards every part of it is in its mode again."""
+    modes = [(part, part.training) for part in detector.modules()]
+    detector.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
