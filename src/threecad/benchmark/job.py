@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import sys
 import time
 import traceback
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,7 @@ class Outcome:
 def run_job(plan: Plan, job: Job, out: Path) -> Outcome:
     """Fit, score, and leave the row of a job whose key is known; what was interrupted resumes."""
     start = time.monotonic()
+    _hush()
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))  # an earlier job of this process may have changed it
     try:
@@ -56,6 +60,13 @@ def run_job(plan: Plan, job: Job, out: Path) -> Outcome:
             job.name, time.monotonic() - start, f"{type(error).__name__}: {error}", traceback.format_exc().rstrip()
         )
     return Outcome(job.name, time.monotonic() - start)
+
+
+def _hush() -> None:
+    """Silence what libraries say of themselves in a process that has no command line."""
+    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.ERROR)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
 
 
 def _row(plan: Plan, job: Job, out: Path) -> dict[str, Any]:
