@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from threecad.benchmark.layouts import write_tables
 from threecad.benchmark.rows import read_rows
+from threecad.benchmark.sheet import GAP, MARGIN, PANEL, draw_sheet
 from threecad.benchmark.tables import all_tables
 from threecad.data.catalog import DATASETS
-from threecad.errors import RunError
+from threecad.errors import RunError, SettingsError
 
 Plant = Callable[..., Path]
 
@@ -222,3 +227,65 @@ def test_latex_escapes_names_and_marks_the_best(plant: Plant, tmp_path: Path) ->
     for line in text.splitlines():
         if line.startswith("E-b"):
             assert line.count("&") == 3 and line.endswith(r"\\")
+
+
+def test_tables_are_printed_without_loading_torch_and_only_they_go_to_standard_output(
+    plant: Plant, tmp_path: Path
+) -> None:
+    plant()
+    code = "import sys; from threecad.cli import app; app(sys.argv[1:], standalone_mode=False)"
+    code += "; sys.exit('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, "tables", str(tmp_path / "out"), "--format", "csv"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("table,label,kind,column,metric,value,std,best")
+
+
+def sheet_rows(folder: Path, method: str, parts: int, low: float = 0.0) -> None:
+    """The maps of a method on some parts: brighter from part to part."""
+    arrays = {}
+    for number in range(parts):
+        arrays[f"a/{number:06d}/image"] = np.full((64, 64, 3), 90, np.uint8)
+        arrays[f"a/{number:06d}/mask"] = np.eye(64, dtype=np.uint8)
+        arrays[f"a/{number:06d}/map"] = np.full((64, 64), low + number, np.float32)
+    file = folder / "maps" / method / "a" / "0.npz"
+    file.parent.mkdir(parents=True)
+    np.savez(file, **arrays)
+
+
+def test_a_sheet_has_one_colour_scale_for_each_method(tmp_path: Path) -> None:
+    sheet_rows(tmp_path, "padim", 3)
+    sheet_rows(tmp_path, "rd", 3, low=1000.0)
+    draw_sheet([tmp_path], tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as image:
+        pixels = np.asarray(image)
+    step = PANEL + GAP
+    centres = [[pixels[row * step + PANEL // 4, MARGIN + c * step + PANEL // 2] for c in range(3)] for row in (2, 3)]
+    assert [value.sum() for value in centres[0]] == sorted(value.sum() for value in centres[0])
+    assert not np.array_equal(centres[0][1], centres[0][2])  # not each map on a scale of its own
+    assert np.array_equal(centres[0], centres[1])  # each method's own range of values
+
+
+def test_a_sheet_shows_the_chosen_methods_as_pdf_too(tmp_path: Path) -> None:
+    sheet_rows(tmp_path, "padim", 2)
+    sheet_rows(tmp_path, "rd", 2)
+    draw_sheet([tmp_path], tmp_path / "sheet.pdf", ["rd"])
+    assert (tmp_path / "sheet.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(
+    ("file", "methods", "says"),
+    [("sheet.gif", [], ".png or .pdf"), ("sheet.png", ["padm"], "did you mean 'padim'")],
+)
+def test_a_sheet_that_cannot_be_says_why(tmp_path: Path, file: str, methods: list[str], says: str) -> None:
+    sheet_rows(tmp_path, "padim", 1)
+    with pytest.raises(SettingsError, match=says):
+        draw_sheet([tmp_path], tmp_path / file, methods)
+
+
+def test_damaged_maps_are_named(tmp_path: Path) -> None:
+    sheet_rows(tmp_path, "padim", 1)
+    file = tmp_path / "maps" / "padim" / "a" / "0.npz"
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(RunError, match="damaged"):
+        draw_sheet([tmp_path], tmp_path / "sheet.png")

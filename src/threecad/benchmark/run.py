@@ -32,9 +32,6 @@ from threecad.errors import RunError
 
 SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex"}
 
-GridProgress = Callable[[str, int, int, str], None]
-"""Called with a title, how many jobs are done, how many there are, and how long the rest will take."""
-
 
 @dataclass
 class Report:
@@ -57,14 +54,12 @@ def run_plan(
     out: Path,
     *,
     engine: Engine | None = None,
-    progress: GridProgress | None = None,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Every job of the plan, its row in `out`; a job that fails does not stop the others.
 
     Args:
-        progress: called whenever a job has ended.
-        notify: called with a line worth reading.
+        notify: called with a line worth reading: when work begins, and when a job has ended, with the time left.
 
     Raises:
         RunError: `out` holds something else, is at work already, or cannot be written; the cluster does not answer.
@@ -81,14 +76,14 @@ def run_plan(
                 report.skipped.append(job.name)
             else:
                 waiting.append(job)
+        if waiting:
+            notify(f"{len(waiting)} of {len(jobs)} jobs to run")
         start = time.monotonic()
         for number, ended in enumerate(map_tasks(partial(run_job, plan, out=out), waiting, engine), start=1):
             outcome = ended.result or Outcome(waiting[ended.index].name, 0.0, ended.failure)
             _note(out, outcome, report)
             left_s = (time.monotonic() - start) / number * (len(waiting) - number)
             notify(_line(outcome, number, len(waiting), left_s))
-            if progress:
-                progress("jobs", number, len(waiting), outcome.name)
         _print_tables(out)
     return report
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from threecad.cli.terminal import interruptible, note, progress, result
+from threecad.cli.terminal import interruptible, note, result
 
 
 class Engine(StrEnum):
@@ -61,8 +61,8 @@ def benchmark(
     changes = {"data": data, "categories": tuple(category), "backbone": backbone, "selection": chosen}
     asked = read_plan(plan, settings=parse_pairs(pairs), **changes)
     machines = Machines(engine.value, workers=workers, address=address)
-    with interruptible(lambda: "go on with the same command"), progress() as shown:
-        outcome = run_plan(asked, out, engine=machines, progress=shown.show, notify=shown.say)
+    with interruptible(lambda: "go on with the same command"):
+        outcome = run_plan(asked, out, engine=machines, notify=note)
     result(outcome.summary(out))
     for name, why in outcome.failed.items():
         note(f"{name}: {why}")

@@ -1,7 +1,8 @@
 """Work on Ray: one task an item, in a process of its own, on a cluster that is there or on one of this machine.
 
 Ray collects statistics of its use and serves a web page unless told otherwise: both are off. A cluster of one's own
-listens on the loopback device only, so that it also starts where there is no network. Tokens keep others out.
+listens on the loopback device only, so that it also starts where there is no network. Tokens, which Ray 2.60 makes and
+looks for by itself, keep others out.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Item = TypeVar("Item")
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 """Ray replaces 127.0.0.1 by the address under which a machine outside would see this one, and asks one for it."""
 
-BEFORE_IMPORT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+BEFORE_START = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 PATIENCE_S = 60.0
 """Seconds that running tasks have to save their state when all are asked to stop."""
@@ -52,7 +53,7 @@ def map_on_ray(function: Callable[[Item], Any], items: Sequence[Item], engine: E
 
 
 def _ray() -> Any:
-    for name, value in BEFORE_IMPORT.items():
+    for name, value in BEFORE_START.items():
         os.environ.setdefault(name, value)
     try:
         import ray
