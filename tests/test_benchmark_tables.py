@@ -129,6 +129,11 @@ def test_the_best_of_each_column_is_bold_and_ties_are_bold_together(plant: Plant
     assert "**80.0**" not in text
 
 
+def test_one_category_has_no_mean(plant: Plant, tmp_path: Path) -> None:
+    plant()
+    assert line_of(printed(tmp_path / "out"), "| group") == "| group | method | a |"
+
+
 def test_a_single_line_has_no_best(plant: Plant, tmp_path: Path) -> None:
     plant()
     assert "**5" not in printed(tmp_path / "out")
@@ -226,7 +231,7 @@ def test_latex_escapes_names_and_marks_the_best(plant: Plant, tmp_path: Path) ->
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 3
     for line in text.splitlines():
         if line.startswith("E-b"):
-            assert line.count("&") == 3 and line.endswith(r"\\")
+            assert line.count("&") == 2 and line.endswith(r"\\")
 
 
 def test_tables_are_printed_without_loading_torch_and_only_they_go_to_standard_output(

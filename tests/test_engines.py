@@ -156,3 +156,29 @@ def test_killed_at_any_moment_and_run_again_it_ends_with_the_same_table(tmp_path
     killed_and_run_again(command(tmp_path / "killed"), [share * whole_s for share in (0.5, 0.8)])
     one, other = ((tmp_path / out / "tables.csv").read_text(encoding="utf-8") for out in ("whole", "killed"))
     assert one == other
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+def test_an_interrupted_benchmark_saves_the_fit_that_it_is_at(tmp_path: Path) -> None:
+    endless = PLAN.replace('"padim"', '"rd"').replace("features = 12", "") + "steps = 1000000\nbatch = 2\n"
+    (tmp_path / "plan.toml").write_text(
+        endless.replace("{data}", plant(tmp_path / "data").as_posix()), encoding="utf-8"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "threecad",
+        "benchmark",
+        str(tmp_path / "plan.toml"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not any((tmp_path / "out").rglob("metrics.csv")) and process.poll() is None:
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert "go on with the same command" in process.communicate()[1]
+    assert process.returncode == 130
+    assert any((tmp_path / "out").rglob("state.safetensors"))

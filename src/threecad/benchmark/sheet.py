@@ -6,14 +6,16 @@ maps to their highest value. Panels are printed at 300 dots an inch, a pixel a d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from threecad.benchmark.tables import in_order
 from threecad.errors import RunError, SettingsError, did_you_mean
+from threecad.methods import METHODS
 from threecad.report.overlay import Scale, colour
 
 PANEL, GAP, MARGIN, TEXT = 256, 8, 250, 34
@@ -39,7 +41,7 @@ def draw_sheet(folders: Sequence[Path], file: Path, methods: Sequence[str] = ())
     for method in methods:
         if method not in maps:
             raise SettingsError(f"no maps of '{method}' in {folders[0]}{did_you_mean(method, maps)}")
-    chosen = {method: maps[method] for method in methods or maps}
+    chosen = {method: maps[method] for method in methods or _in_order(maps)}
     sheet = _compose(chosen, _parts(chosen))
     temporary = file.with_name(f".part.{file.name}")
     try:
@@ -92,12 +94,12 @@ def _compose(chosen: dict[str, Maps], parts: Sequence[str]) -> Image.Image:
     ]
     for method, maps in chosen.items():
         scale = _scale([maps[part]["map"] for part in parts])
-        rows.append((method, [colour(maps[part]["map"], scale) for part in parts]))
+        rows.append((_title(method), [colour(maps[part]["map"], scale) for part in parts]))
     step = PANEL + GAP
     sheet = Image.new("RGB", (MARGIN + len(parts) * step, len(rows) * step + TEXT + GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT)
     for row, (label, panels) in enumerate(rows):
-        draw.text((MARGIN - 2 * GAP, row * step + PANEL // 2), label, "black", font, anchor="rm")
+        draw.text((MARGIN - 2 * GAP, row * step + PANEL // 2), label, "black", font, anchor="rm", align="right")
         for column, panel in enumerate(panels):
             image = Image.fromarray(panel).resize((PANEL, PANEL), Image.Resampling.LANCZOS)
             sheet.paste(image, (MARGIN + column * step, row * step))
@@ -106,6 +108,18 @@ def _compose(chosen: dict[str, Maps], parts: Sequence[str]) -> Image.Image:
         middle = MARGIN + column * step + PANEL // 2
         draw.text((middle, len(rows) * step), part.rpartition("/")[0], "black", small, anchor="ma")
     return sheet
+
+
+def _in_order(lines: Iterable[str]) -> list[str]:
+    """Methods, with their variants, in the paper's order."""
+    order = in_order({line.partition("+")[0] for line in lines})
+    return sorted(lines, key=lambda line: (order.index(line.partition("+")[0]), line))
+
+
+def _title(line: str) -> str:
+    """`CFRG (ours)`, with the variant beneath it."""
+    method, _, rest = line.partition("+")
+    return "\n".join(filter(None, (METHODS.paper(method).name, rest.replace("+", "\n"))))
 
 
 def _scale(maps: Sequence[np.ndarray]) -> Scale:

@@ -127,7 +127,7 @@ def data_set_table(rows: Sequence[Row], suffix: str = "") -> Table:
 def ablation_tables(rows: Sequence[Row], suffix: str = "") -> list[Table]:
     """Table 6 for each method with variants, one category after another: score, change, and the paper's change."""
     tables = []
-    for method in _in_order({row.method for row in rows if row.variant}):
+    for method in in_order({row.method for row in rows if row.variant}):
         of_method = [row for row in rows if row.method == method and row.variant]
         variants = list(dict.fromkeys(row.variant for row in of_method))
         variants.sort(key=lambda name: name == FULL)
@@ -144,7 +144,6 @@ def ablation_tables(rows: Sequence[Row], suffix: str = "") -> list[Table]:
         title = f"Ablations of {METHODS.paper(method).name}: score / change against {FULL} / the paper's change{suffix}"
         columns = tuple(TITLES[metric] for metric in METRICS)
         labels = ("category", "variant", "signs as in the paper")
-        lines = lines if len({row.category for row in of_method}) > 1 else lines[: len(variants)]
         tables.append(Table(title, labels, columns, tuple(lines), tuple((metric,) * 3 for metric in METRICS)))
     return tables
 
@@ -160,11 +159,12 @@ def _entries(rows: Sequence[Row]) -> list[tuple[Entry, list[Row]]]:
     lines: dict[Entry, list[Row]] = defaultdict(list)
     for row in rows:
         lines[Entry(METHODS.paper(row.method).group, row_name(row), row.method, row.variant)].append(row)
-    order = _in_order({entry.method for entry in lines})
+    order = in_order({entry.method for entry in lines})
     return sorted(lines.items(), key=lambda item: order.index(item[0].method))
 
 
-def _in_order(methods: Iterable[str]) -> list[str]:
+def in_order(methods: Iterable[str]) -> list[str]:
+    """Keys of methods by the paper's groups, CFRG last as in the paper."""
     known = list(METHODS)
     return sorted(methods, key=lambda m: (m == "cfrg", GROUPS.index(METHODS.paper(m).group), known.index(m)))
 
@@ -173,7 +173,7 @@ def _columns(rows: Sequence[Row]) -> dict[str, frozenset[str]]:
     """The categories that each column is over, by its head: one, as the paper abbreviates it, or all for the mean."""
     categories = sorted({row.category for row in rows})
     heads = {_abbreviated(name): frozenset([name]) for name in categories}
-    return {**heads, MEAN: frozenset(categories)}
+    return {**heads, MEAN: frozenset(categories)} if len(categories) > 1 else heads
 
 
 def _abbreviated(category: str) -> str:
