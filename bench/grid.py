@@ -22,8 +22,8 @@ from threecad.benchmark.plan import read_plan
 from threecad.benchmark.rows import read_rows
 from threecad.benchmark.run import run_plan
 from threecad.engines import Engine
+from threecad.evaluation import evaluate_run
 from threecad.fitting import fit
-from threecad.scoring import score_run
 
 PLAN = """
 data = "data"
@@ -87,7 +87,7 @@ def overhead(folder: Path, options: argparse.Namespace) -> float:
     for number, job in enumerate(plan.jobs()):
         run = folder / "plain" / str(number)
         fit(job.method, plan.data, run, settings=job.settings)
-        score_run(run, plan.data)
+        evaluate_run(run, plan.data)
     plain_s = time.perf_counter() - start
     start = time.perf_counter()
     report = run_plan(plan, folder / "grid", engine=Engine(options.engine))
@@ -102,9 +102,9 @@ def tabulate(folder: Path, count: int) -> float:
     rows.mkdir(parents=True)
     for number in range(count):
         (rows / f"{number}.json").write_text(json.dumps(template | {"seed": number}), encoding="utf-8")
-    start = time.perf_counter()
+    start = time.process_time()
     write_tables(read_rows([folder / "many"]))
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def kill(folder: Path, options: argparse.Namespace) -> bool:

@@ -15,7 +15,7 @@ from threecad.benchmark.plan import Job, packaged_plans, read_plan
 from threecad.benchmark.rows import read_rows
 from threecad.benchmark.run import Report, run_plan
 from threecad.data.catalog import DATASETS
-from threecad.data.tree import list_categories
+from threecad.data.readers import list_categories
 from threecad.engines import Ended, attempt
 from threecad.errors import DataError, RunError, SettingsError, ThreeCADError
 

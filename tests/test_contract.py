@@ -15,15 +15,16 @@ from lightning_fabric import Fabric
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from threecad.checkpoint import RunFolder
 from threecad.data.loading import Rows
 from threecad.detector import Detector, GradientPhase, Phase, StatisticsPhase
 from threecad.fit_plan import plan_fit
 from threecad.methods import METHODS
 from threecad.records import Batch, Prediction
+from threecad.runs import RunFolder
 from threecad.settings import TrainingSettings
 from threecad.synthesis.textures import ProceduralTextures
-from threecad.training import Interrupted, StepReport, seed_everything, to_tensor, train
+from threecad.tensors import seed_everything, to_tensor
+from threecad.training import Interrupted, StepReport, train
 
 CPU = torch.device("cpu")
 
@@ -83,12 +84,12 @@ def settings_for(detector: Detector) -> TrainingSettings:
     return TrainingSettings(batch=2, steps=steps, seed=3)
 
 
-def fit(detector: Detector, settings: TrainingSettings, folder: Path, watch=None, precision="32-true") -> RunFolder:
+def fit(detector: Detector, settings: TrainingSettings, folder: Path, callback=None, precision="32-true") -> RunFolder:
     folder.mkdir(parents=True, exist_ok=True)
     run, fabric = RunFolder(folder), Fabric(accelerator="cpu", devices=1, precision=precision)
     images = rows(parts(4, detector.config.image_size))
     textures = ProceduralTextures()
-    train(detector, images, textures, settings, plan_fit(detector, textures, settings, 4), run, fabric, watch)
+    train(detector, images, textures, settings, plan_fit(detector, textures, settings, 4), run, fabric, callback)
     return run
 
 
@@ -192,22 +193,36 @@ def test_what_a_state_dict_holds_is_the_whole_detector(fitted: Fitted) -> None:
 def test_statistics_are_float64_and_add_up(fitted: Fitted) -> None:
     """Sums over two halves are the sums over the whole: what lets processes share a statistics phase."""
     pixels = to_tensor(parts(4, fitted.detector.config.image_size), CPU)
-
-    def sums(index: int, batches: list[Tensor]) -> dict[str, Tensor]:
-        phase = list(fitted.detector.phases(ProceduralTextures()))[index]
-        assert isinstance(phase, StatisticsPhase)
-        with torch.no_grad():
-            for image in batches:
-                phase.observe(Batch(image, image, image.new_zeros(len(image), 1, *image.shape[-2:])))
-        return dict(phase.state)
-
-    for index, (phase, _, _) in enumerate(fitted.seen):
+    for phase in fitted.detector.phases(ProceduralTextures()):
         if isinstance(phase, StatisticsPhase):
-            whole, first, second = (sums(index, b) for b in ([pixels], [pixels[:1]], [pixels[1:]]))
+            whole, first, second = (phase.empty_sums() for _ in range(3))
+            for sums, images in ((whole, pixels), (first, pixels[:1]), (second, pixels[1:])):
+                with torch.no_grad():
+                    phase.observe(sums, Batch(images, images, torch.zeros_like(images[:, :1])))
             for name, total in whole.items():
                 assert total.dtype == torch.float64, f"{phase.name}: {name}"
                 scale = total.abs().max().item()
                 torch.testing.assert_close(first[name] + second[name], total, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_statistics_go_into_the_sums_that_are_handed_in(fitted: Fitted) -> None:
+    """On a GPU those are copies: a phase that kept the tensors it had made would sum into nothing."""
+    images = to_tensor(parts(4, fitted.detector.config.image_size, seed=7), CPU)
+    mask = torch.zeros_like(images[:, :1])
+    mask[..., : images.shape[-1] // 2] = 1
+    batch = Batch(images, torch.where(mask > 0, 1 - images, images), mask)
+    for phase in fitted.detector.phases(ProceduralTextures()):
+        if isinstance(phase, StatisticsPhase):
+            own, before = phase.empty_sums(), snapshot(fitted.detector)
+            copies = {name: tensor.clone() for name, tensor in own.items()}
+            with torch.no_grad():
+                phase.observe(copies, batch)
+                phase.conclude(copies)
+            assert not any(tensor.any() for tensor in own.values()), phase.name
+            assert any(tensor.any() for tensor in copies.values()), phase.name
+            after = snapshot(fitted.detector)
+            assert any(not torch.equal(before[name], after[name]) for name in before), phase.name
+            fitted.detector.load_state_dict(before)
 
 
 def test_in_bf16_losses_maps_and_scores_are_float32(fitted: Fitted) -> None:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from threecad.benchmark.plan import Job
-from threecad.checkpoint import write_json, writing
+from threecad.files import write_json
 from threecad.fitting import fit
 from threecad.settings import merge
 from threecad.training import StepReport
@@ -28,10 +28,8 @@ def steps_within(minutes: float, data: Path, job: Job, folder: Path) -> int:
     clock = _Clock()
     settings = merge(job.settings, {"training": {"steps": PROBE_STEPS}})
     with tempfile.TemporaryDirectory() as probe:
-        fit(job.method, data, Path(probe), categories=job.categories, settings=settings, watch=clock.tick)
+        fit(job.method, data, Path(probe), categories=job.categories, settings=settings, callback=clock.tick)
     steps = clock.steps_within(60 * minutes)
-    with writing(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, {"minutes": minutes, "steps": steps})
     return steps
 

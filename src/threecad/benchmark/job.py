@@ -20,12 +20,12 @@ from threecad.benchmark.budget import steps_within
 from threecad.benchmark.keys import key_id
 from threecad.benchmark.plan import Job, Plan
 from threecad.benchmark.selection import BestOnTest
-from threecad.checkpoint import RunFolder, write_json, writing
-from threecad.data.tree import read_category
+from threecad.data.readers import read_category
 from threecad.errors import RunError, ThreeCADError
+from threecad.evaluation import Seen, evaluate_run
+from threecad.files import replacing, write_json
 from threecad.fitting import fit
-from threecad.metrics.evaluate import Seen
-from threecad.scoring import score_run
+from threecad.runs import RunFolder
 from threecad.settings import merge
 
 ON_SHEET = 4
@@ -50,9 +50,7 @@ def run_job(plan: Plan, job: Job, out: Path) -> Outcome:
         torch.set_num_threads(int(threads))  # an earlier job of this process may have changed it
     try:
         row = _row(plan, job, out)
-        with writing(file := out / "rows" / f"{job.name}.json"):
-            file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, row)
+        write_json(out / "rows" / f"{job.name}.json", row)
     except ThreeCADError as error:
         return Outcome(job.name, time.monotonic() - start, str(error))
     except Exception as error:  # one method's fault must not cost the others their night
@@ -81,7 +79,7 @@ def _row(plan: Plan, job: Job, out: Path) -> dict[str, Any]:
     if best:
         best.put_in_place()
     album = _Album(plan.data, job)
-    scores = score_run(folder, plan.data, job.categories, look=album.add)
+    scores = evaluate_run(folder, plan.data, job.categories, on_image=album.add)
     if best:
         scores = best.described(scores)
     album.write(out / "maps" / f"{job.name}.npz")
@@ -91,18 +89,23 @@ def _row(plan: Plan, job: Job, out: Path) -> dict[str, Any]:
 
 def _fit(data: Path, job: Job, settings: Any, folder: Path, best: BestOnTest | None) -> None:
     """A finished run in `folder`; one that was interrupted where it cannot go on exactly starts again."""
-    record = RunFolder(folder).record_file
-    was_begun = record.exists()
-    watch = best.look if best else None
+    was_started = RunFolder(folder).is_started
+    if folder.exists() and not was_started:
+        shutil.rmtree(folder)  # what a kill has left of a run before it was described
     try:
-        fit(job.method, data, folder, categories=job.categories, settings=settings, resume=True, watch=watch)
+        _fit_on(data, job, settings, folder, best)
     except RunError:
-        if not was_begun:
+        if not was_started:
             raise
         shutil.rmtree(folder)
         if best:
             best.forget()
-        fit(job.method, data, folder, categories=job.categories, settings=settings, resume=True, watch=watch)
+        _fit_on(data, job, settings, folder, best)
+
+
+def _fit_on(data: Path, job: Job, settings: Any, folder: Path, best: BestOnTest | None) -> None:
+    callback = best.look if best else None
+    fit(job.method, data, folder, categories=job.categories, settings=settings, resume=True, callback=callback)
 
 
 class _Album:
@@ -125,10 +128,6 @@ class _Album:
             self.arrays[f"{place}/map"] = np.array(seen.found.anomaly_map, np.float32)
 
     def write(self, file: Path) -> None:
-        """Write them down, whole or not at all."""
-        with writing(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = file.with_name(f".{file.name}.part")
-            with unfinished.open("wb") as stream:
-                np.savez_compressed(stream, **self.arrays)  # type: ignore[arg-type]
-            unfinished.replace(file)
+        """Write them down."""
+        with replacing(file) as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(stream, **self.arrays)  # type: ignore[arg-type]

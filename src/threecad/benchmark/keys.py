@@ -13,14 +13,14 @@ from typing import Any
 import threecad
 from threecad.benchmark.plan import Job, Plan
 from threecad.data.loading import content_hashes
-from threecad.data.tree import exclude, fingerprint, read_category
+from threecad.data.readers import exclude, fingerprint, read_category
 from threecad.errors import ThreeCADError
-from threecad.fitting import resolve_settings
 from threecad.methods import METHODS
 from threecad.nets.weights import find_weights
+from threecad.presets import resolve_settings
 from threecad.synthesis.textures import texture_source
 
-ROOMS_WITHOUT_NUMBERS = ("benchmark", "cli", "engines", "report")
+ROOMS_WITHOUT_NUMBERS = ("benchmark", "cli", "demo", "engines", "report")
 """Parts of the package that start, order and show work: a change to them changes no row."""
 
 BY_CONTENT = {"data": ("textures", "exclude"), "method": ("weights",), "training": ("seed", "checkpoint_s")}

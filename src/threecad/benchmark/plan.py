@@ -28,7 +28,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from threecad.data.tree import list_categories
+from threecad.data.readers import list_categories
 from threecad.errors import DataError, SettingsError, did_you_mean
 from threecad.methods import METHODS
 from threecad.settings import Frozen, merge, read_toml
@@ -245,7 +245,7 @@ def _beside(file: Path, tables: Tables) -> Tables:
 def _data_of(file: Path, plan: Plan) -> dict[str, Any]:
     """Data root, its name, and the categories that are run."""
     if plan.parts is not None and plan.data is None:
-        from threecad.data.parts import CATEGORY
+        from threecad.demo.parts import CATEGORY
 
         root, present = None, [CATEGORY]
     elif plan.data is not None and plan.parts is None:
@@ -261,7 +261,7 @@ def _data_of(file: Path, plan: Plan) -> dict[str, Any]:
 
 
 def _refuse_invalid_settings(plan: Plan) -> None:
-    from threecad.fitting import resolve_settings
+    from threecad.presets import resolve_settings
 
     one_of_each = {job.line: job for job in plan.jobs()}
     for job in one_of_each.values():

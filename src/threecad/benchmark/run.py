@@ -25,10 +25,10 @@ from threecad.benchmark.layouts import FORMATS, write_tables
 from threecad.benchmark.plan import Job, Plan
 from threecad.benchmark.rows import read_key, read_rows
 from threecad.benchmark.sheet import draw_sheet
-from threecad.checkpoint import write_json, write_text, writing
-from threecad.data.parts import write_parts
+from threecad.demo.parts import write_parts
 from threecad.engines import Engine, map_tasks
 from threecad.errors import RunError
+from threecad.files import write_json, write_text, writing
 
 SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex"}
 
@@ -176,8 +176,6 @@ def _note(out: Path, outcome: Outcome, report: Report) -> None:
         file.unlink(missing_ok=True)
         return
     report.failed[outcome.name] = outcome.failure
-    with writing(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, (outcome.trace or outcome.failure) + "\n")
 
 

@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 
 from threecad.benchmark.plan import Job
-from threecad.checkpoint import RunFolder, load_own, own_tensors, read_about, save_tensors
-from threecad.data.tree import read_category
+from threecad.checkpoint import load_detector, load_own, own_tensors, save_detector
+from threecad.data.readers import read_category
 from threecad.detector import Detector
-from threecad.metrics.evaluate import evaluate
+from threecad.evaluation import evaluate
+from threecad.files import read_tensors, write_tensors
+from threecad.inference import predictor_of
+from threecad.runs import RunFolder
 from threecad.training import StepReport
 
 LOOKS = 10
@@ -32,7 +35,7 @@ class BestOnTest:
         self.file = folder / "best.safetensors"
         self.best, self.at = -1.0, 1.0
         if self.file.exists():
-            about = read_about(self.file)[1]
+            about = read_tensors(self.file)[1]
             self.best, self.at = float(about["score"]), float(about["at"])
         self.seen = 0
 
@@ -47,18 +50,18 @@ class BestOnTest:
             if score > self.best:
                 self.best, self.at = score, report.done
                 about = {"score": repr(score), "at": repr(report.done)}
-                save_tensors(self.file, own_tensors(report.detector), about)
+                write_tensors(self.file, own_tensors(report.detector), about)
 
     def put_in_place(self) -> None:
         """Replace the finished detector by the best state, where that is better than the last."""
-        detector, record = self.run.load_detector()
+        detector, record = load_detector(self.run)
         last = self._score(detector)
         if not self.file.exists() or last >= self.best:
             self.best, self.at = max(last, self.best), 1.0 if last > self.best else self.at
             return
-        load_own(detector, read_about(self.file)[0], self.file)
-        record.good_scores, record.good_peaks = [], []  # those were of the last state
-        self.run.save_detector(detector, record)
+        load_own(detector, read_tensors(self.file)[0], self.file)
+        record.good_scores, record.good_peaks = {}, {}  # those were of the last state
+        save_detector(self.run, detector, record)
 
     def described(self, scores: dict[str, Any]) -> dict[str, Any]:
         """`scores.json` with how the state was chosen."""
@@ -73,7 +76,8 @@ class BestOnTest:
 
     def _score(self, detector: Detector) -> float:
         record = self.run.read_record()
-        found = [evaluate(detector, record, category) for category in self.categories]
+        predictor = predictor_of(detector, record)
+        found = [evaluate(predictor, record, category) for category in self.categories]
         return float(np.mean([scores[name] for scores in found for name in ("i_auroc", "p_auroc") if scores[name]]))
 
 

@@ -15,8 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from threecad.benchmark.tables import in_order
 from threecad.errors import RunError, SettingsError, did_you_mean
+from threecad.files import replacing
 from threecad.methods import METHODS
-from threecad.report.overlay import Scale, colour
+from threecad.overlay import Scale, colour
 
 PANEL, GAP, MARGIN, TEXT = 256, 8, 250, 34
 """Sides of a panel, of the space between two, and of the left margin, and height of the letters, in pixels."""
@@ -43,14 +44,8 @@ def draw_sheet(folders: Sequence[Path], file: Path, methods: Sequence[str] = ())
             raise SettingsError(f"no maps of '{method}' in {folders[0]}{did_you_mean(method, maps)}")
     chosen = {method: maps[method] for method in methods or _in_order(maps)}
     sheet = _compose(chosen, _parts(chosen))
-    temporary = file.with_name(f".part.{file.name}")
-    try:
+    with replacing(file) as temporary:
         sheet.save(temporary, dpi=(DPI, DPI), resolution=DPI)
-        temporary.replace(file)
-    except OSError as error:
-        raise RunError(f"cannot write {file}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_maps(folders: Sequence[Path]) -> dict[str, Maps]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from threecad import methods
 from threecad.benchmark.paper import FULL, MEAN, ablations, printed_mean, printed_score
 from threecad.benchmark.rows import Row
 from threecad.data.catalog import DATASETS
@@ -150,7 +151,7 @@ def ablation_tables(rows: Sequence[Row], suffix: str = "") -> list[Table]:
 
 def row_name(row: Row) -> str:
     """What a method is called in tables, with the variant it was run in."""
-    name = METHODS.paper(row.method).name
+    name = methods.row_name(row.method, row.scores.get("settings", {}).get("method", {}))
     return f"{name}, {row.variant}" if row.variant else name
 
 
