@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -259,6 +261,32 @@ def test_a_folder_of_something_else_is_refused_and_left_as_it_is(tmp_path: Path,
     with pytest.raises(RunError, match="choose another --out"):
         run(tmp_path, common_tree)
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_that_a_kill_has_left_before_anything_was_written_is_used(tmp_path: Path, common_tree: Path) -> None:
+    (tmp_path / "out" / ".threecad-1234").mkdir(parents=True)
+    text = PLAN.replace("[0, 1]", "[0]").replace("features = 12", "features = 9999")
+    assert list(run(tmp_path, common_tree, text).failed) == ["padim/plate/0"]
+
+
+def test_two_benchmarks_do_not_work_in_one_folder(tmp_path: Path, common_tree: Path) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="not a POSIX system")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "plan.json").write_text("{}")
+    with (tmp_path / "out" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="another benchmark is at work"):
+            run(tmp_path, common_tree)
+
+
+@pytest.mark.slow
+def test_the_command_ends_with_2_and_one_line_where_the_plan_can_be_mended(tmp_path: Path, common_tree: Path) -> None:
+    plan = write_plan(tmp_path, common_tree, PLAN.replace('"padim"', '"padin"'))
+    command = [sys.executable, "-m", "threecad", "benchmark", str(plan), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "did you mean 'padim'" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_textures_of_a_plan_are_looked_for_beside_it(tmp_path: Path, common_tree: Path) -> None:

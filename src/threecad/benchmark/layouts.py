@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from threecad.benchmark.rows import Row
-from threecad.benchmark.tables import Table, Value, all_tables, row_name
+from threecad.benchmark.tables import Table, Value, all_tables, in_order, row_name
 from threecad.errors import SettingsError, did_you_mean
 
 LATEX = str.maketrans(
@@ -75,8 +75,8 @@ def provenance(rows: Sequence[Row]) -> str:
     by_name: dict[str, list[Row]] = {}
     for row in rows:
         by_name.setdefault(row_name(row), []).append(row)
-    order = [line.labels[1] for table in all_tables(rows)[:1] for line in table.lines if line.kind == "ours"]
-    for name in dict.fromkeys([*order, *by_name]):
+    order = in_order({row.method for row in rows})
+    for name in sorted(by_name, key=lambda name: order.index(by_name[name][0].method)):
         scores = [row.scores for row in by_name[name]]
         seconds = sorted(s["duration_s"] for s in scores)
         vanished = sum(s["n_vanished"] for s in scores)

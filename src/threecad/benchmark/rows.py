@@ -54,9 +54,10 @@ class Row:
         return int(self.scores["seed"])
 
     @property
-    def recipe(self) -> tuple[object, ...]:
-        """What made it, but for seed and data."""
-        return tuple(self.key.get(name) for name in RECIPE)
+    def learnt_together(self) -> tuple[str, ...]:
+        """The categories that one model has learnt; empty where each has a model of its own."""
+        categories = tuple(self.key.get("categories", ()))
+        return categories if len(categories) > 1 else ()
 
 
 def read_rows(folders: Sequence[Path]) -> list[Row]:
@@ -130,18 +131,20 @@ def _without_twins(rows: Sequence[Row]) -> list[Row]:
         same_category = kept.setdefault((*line, row.category, row.seed), row)
         same_data = recipes.setdefault((*line, row.category), row)
         for other in (first, same_category, same_data):
-            differ = _difference(other, row, with_data=other.category == row.category)
+            differ = _difference(other, row)
             if differ:
                 raise RunError(
-                    f"these rows must not stand in one table, since their {differ} differs: {other.file}, {row.file};\n"
+                    f"these rows must not stand in one table, since they differ in {differ}: {other.file}, {row.file};\n"
                     "run the benchmark of one of them again, or give `threecad tables` one folder"
                 )
     return list(kept.values())
 
 
-def _difference(a: Row, b: Row, with_data: bool) -> str | None:
+def _difference(a: Row, b: Row) -> str | None:
     """The first thing that must not differ between two rows of one line of a table, and does."""
     if a is b:
         return None
-    names = (*RECIPE, "data") if with_data and a.key.get("categories") == b.key.get("categories") else RECIPE
+    if a.learnt_together != b.learnt_together:
+        return "categories"
+    names = (*RECIPE, "data") if a.category == b.category else RECIPE
     return next((name for name in names if a.key.get(name) != b.key.get(name)), None)

@@ -28,7 +28,7 @@ from threecad.benchmark.sheet import draw_sheet
 from threecad.demo.parts import write_parts
 from threecad.engines import Engine, map_tasks
 from threecad.errors import RunError
-from threecad.files import write_json, write_text, writing
+from threecad.files import is_leftover, write_json, write_text, writing
 
 SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex"}
 
@@ -95,7 +95,7 @@ def row_file(out: Path, job: Job) -> Path:
 
 def _claim(out: Path, plan: Plan) -> None:
     """Make the folder, or make sure that it is one of a benchmark; then write down what is run in it."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "plan.json").exists())):
+    if out.exists() and not (out.is_dir() and ((out / "plan.json").exists() or all(map(is_leftover, out.iterdir())))):
         raise RunError(
             f"expected a new folder or one of a benchmark, found {out} with other files; choose another --out"
         )
