@@ -134,7 +134,7 @@ def _without_twins(rows: Sequence[Row]) -> list[Row]:
             differ = _difference(other, row)
             if differ:
                 raise RunError(
-                    f"these rows must not stand in one table, since they differ in {differ}: {other.file}, {row.file};\n"
+                    f"rows that differ in {differ} must not stand in one line: {other.file}, {row.file};\n"
                     "run the benchmark of one of them again, or give `threecad tables` one folder"
                 )
     return list(kept.values())

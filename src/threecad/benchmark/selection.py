@@ -16,6 +16,7 @@ from threecad.benchmark.plan import Job
 from threecad.checkpoint import load_detector, load_own, own_tensors, save_detector
 from threecad.data.readers import read_category
 from threecad.detector import Detector
+from threecad.errors import MetricError
 from threecad.evaluation import evaluate
 from threecad.files import read_tensors, write_tensors
 from threecad.inference import predictor_of
@@ -23,7 +24,7 @@ from threecad.runs import RunFolder
 from threecad.training import StepReport
 
 LOOKS = 10
-"""States that are scored in the course of a fit, evenly spread; the last one is scored besides."""
+"""States that are scored in the course of each phase, evenly spread; the last of the fit is scored besides."""
 
 
 class BestOnTest:
@@ -37,16 +38,17 @@ class BestOnTest:
         if self.file.exists():
             about = read_tensors(self.file)[1]
             self.best, self.at = float(about["score"]), float(about["at"])
-        self.seen = 0
 
     def look(self, report: StepReport) -> None:
-        """Score the state after an optimiser step, if it is time again."""
-        due = int(LOOKS * report.done)
-        if report.rate is None or due <= self.seen:
+        """Score the state after an optimiser step, if it is time again; a resumed fit looks at the same states."""
+        is_due = LOOKS * report.step // report.steps > LOOKS * (report.step - 1) // report.steps
+        if report.rate is None or not is_due:
             return
-        self.seen = due
         with _as_it_was(report.detector):
-            score = self._score(report.detector)
+            try:
+                score = self._score(report.detector)
+            except MetricError:
+                return  # a map that is not finite before what comes later in the fit has been learnt
             if score > self.best:
                 self.best, self.at = score, report.done
                 about = {"score": repr(score), "at": repr(report.done)}
@@ -72,7 +74,7 @@ class BestOnTest:
 
     def forget(self) -> None:
         """Begin anew, with the fit."""
-        self.best, self.at, self.seen = -1.0, 1.0, 0
+        self.best, self.at = -1.0, 1.0
 
     def _score(self, detector: Detector) -> float:
         record = self.run.read_record()

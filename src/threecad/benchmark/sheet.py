@@ -11,7 +11,7 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from threecad.benchmark.tables import in_order
 from threecad.errors import RunError, SettingsError, did_you_mean
@@ -96,8 +96,10 @@ def _compose(chosen: dict[str, Maps], parts: Sequence[str]) -> Image.Image:
     for row, (label, panels) in enumerate(rows):
         draw.text((MARGIN - 2 * GAP, row * step + PANEL // 2), label, "black", font, anchor="rm", align="right")
         for column, panel in enumerate(panels):
-            image = Image.fromarray(panel).resize((PANEL, PANEL), Image.Resampling.LANCZOS)
-            sheet.paste(image, (MARGIN + column * step, row * step))
+            height, width = first[parts[column]]["image"].shape[:2]  # the part's own shape; a mask may be squashed
+            shaped = Image.fromarray(panel).resize((width, height), Image.Resampling.LANCZOS)
+            framed = ImageOps.pad(shaped, (PANEL, PANEL), Image.Resampling.LANCZOS, "white")
+            sheet.paste(framed, (MARGIN + column * step, row * step))
     small = ImageFont.load_default(TEXT * 2 // 3)
     for column, part in enumerate(parts):
         middle = MARGIN + column * step + PANEL // 2
