@@ -46,6 +46,7 @@ class StepReport:
     done: float  # share of the whole fit
     terms: Mapping[str, float]  # loss terms; empty in a statistics phase
     rate: float | None  # learning rate of the first optimiser
+    detector: Detector  # as the step has left it, in training mode
 
 
 Callback = Callable[[StepReport], None]
@@ -242,7 +243,7 @@ class _Loop:
     def _report(self, index: int, phase: Phase, step: int, terms: Mapping[str, float], rate: float | None) -> None:
         if self.callback:
             done = (sum(self.steps[:index]) + step) / sum(self.steps)
-            self.callback(StepReport(phase.name, step, self.steps[index], done, terms, rate))
+            self.callback(StepReport(phase.name, step, self.steps[index], done, terms, rate, self.detector))
 
     def _maybe_save(
         self,
