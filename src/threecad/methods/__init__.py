@@ -63,6 +63,17 @@ METHODS = Registry(
                 needs=("backbone",),
             ),
         ),
+        "patchcore": Entry(
+            "PatchCore",
+            Paper(
+                name="PatchCore",
+                title="Towards Total Recall in Industrial Anomaly Detection",
+                venue="CVPR 2022",
+                link="https://github.com/amazon-science/patchcore-inspection",
+                group="E-b",
+                needs=("backbone",),
+            ),
+        ),
         "fastflow": Entry(
             "FastFlow",
             Paper(
