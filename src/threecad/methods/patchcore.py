@@ -13,7 +13,8 @@ How it works
 
 Where each equation is
     (1-3) locally aware patches `nets.patches.PatchFeatures` · (4) M `nets.candidates.Candidates` · (5) coreset
-    `nets.patch_memory.greedy_coreset` · (6) nearest patch `PatchMemory.forward` · (7) score `PatchMemory.reweighted`
+    `nets.patch_memory.greedy_coreset` · (6) nearest patch `PatchMemory.forward` · (7) weight of
+    the score `PatchMemory.rarity`
 
 Differences
     from the paper
@@ -32,10 +33,12 @@ Differences
     ours, off in the `paper` preset
       - `neighbourhood_px`: a patch is compared only with patches that good parts have around its own place; each place
         has its share of the memory. What is good in one place is a defect in another, and less is searched.
-      - `whitened`: distances count in units of how much good parts differ at one and the same place.
+      - `whitened`: differences count in units of how good parts differ at one and the same place, by the covariance
+        that all places have in common; `own_spread` adds how much they differ at the patch's own place.
       - `sampling = "k_means"`: the memory keeps means of alike patches, which are nearer to the next good one than any
         single patch is.
-      - `dimensions = 0`, three strides: vectors of narrow backbones keep one value a channel.
+      - `dimensions = 0`: vectors keep one value a channel, which suits narrow backbones, with `strides` of three scales
+        and no neighbourhood (`patch = 1`), lest small defects be averaged away.
 """
 
 from __future__ import annotations
@@ -73,6 +76,9 @@ class PatchCoreConfig(BackboneConfig):
     strides: tuple[int, ...] = (8, 16)
     """Strides of the backbone's features that describe a patch."""
 
+    patch: Literal[1, 3, 5] = 3
+    """Side of the neighbourhood that a patch is gathered over, in features."""
+
     dimensions: int = Field(default=1024, ge=0)
     """Most values of a patch's vector, pooled as in the paper; 0 keeps the mean of each channel (ours)."""
 
@@ -94,8 +100,11 @@ class PatchCoreConfig(BackboneConfig):
     whitened: bool = False
     """Measure distances in units of how good parts differ at one place (ours)."""
 
-    ridge: float = Field(default=0.01, gt=0)
+    ridge: float = Field(default=0.001, gt=0)
     """Share of the mean variance that is added to every variance, where distances are whitened."""
+
+    own_spread: float = Field(default=0.0, ge=0, lt=1)
+    """Share in a distance's unit of how much good parts differ at its own place, beside all places' mean (ours)."""
 
     neighbours: int = Field(default=9, ge=1)
     """b: patches in memory that re-weight the score; 1 leaves it as the largest distance."""
@@ -125,12 +134,14 @@ class PatchCore(Detector):
         method={
             "image_size": (256, 256),
             "strides": (4, 8, 16),
+            "patch": 1,
             "dimensions": 0,
             "coreset_share": 1.0,
             "candidate_patches": 262_144,
             "sampling": "k_means",
             "neighbourhood_px": 8,
             "whitened": True,
+            "own_spread": 0.5,
             "neighbours": 1,
         },
         training={"batch": 8},
@@ -138,28 +149,34 @@ class PatchCore(Detector):
     config: PatchCoreConfig
 
     whiten: Tensor | None  # W with W W^T = Σ^-1, (D, D); the identity until fitted
+    unit: Tensor  # (P,) in which distances are measured; 1 until fitted
 
     def __init__(self, config: PatchCoreConfig) -> None:
         super().__init__(config)
         pyramid = Pyramid(config.backbone, config.weights, config.strides)
-        self.patches = PatchFeatures(pyramid, config.dimensions or None, STRIDE)
+        self.patches = PatchFeatures(pyramid, config.dimensions or None, config.patch, STRIDE)
         self.height, self.width = (side // STRIDE for side in config.image_size)
         reach = None if config.neighbourhood_px is None else config.neighbourhood_px // STRIDE
         values = self.patches.values
         self.memory = PatchMemory((self.height, self.width), values, config.memory_patches, reach)
         self.candidates = Candidates(self.height * self.width, values, config.candidate_patches)
         self.register_buffer("whiten", torch.eye(values) if config.whitened else None)
+        self.register_buffer("unit", torch.ones(self.height * self.width))
         self.smooth = GaussianBlur(config.sigma_px)
 
     def forward(self, image: Tensor) -> Prediction:
-        """anomaly_map = distances, upsampled and smoothed; score = the re-weighted largest distance."""
+        """anomaly_map = distances, upsampled and smoothed; score = the largest, weighted by how rare its patch is."""
         vectors = self._describe(image)
         distances, rows = self.memory(vectors)
+        distances = distances / self.unit
         patch_map = distances.view(-1, 1, self.height, self.width)
         anomaly_map = self.smooth(upsample(patch_map, image.shape[-2:], align_corners=False))
-        if self.config.neighbours == 1:
-            return Prediction(anomaly_map, distances.amax(dim=1))
-        return Prediction(anomaly_map, self.memory.reweighted(vectors, distances, rows, self.config.neighbours))
+        score, place = distances.max(dim=1, keepdim=True)
+        if self.config.neighbours > 1:
+            tested = vectors.take_along_dim(place.unsqueeze(2), dim=1).squeeze(1)
+            row = rows.gather(1, place).squeeze(1)
+            score = score * self.memory.rarity(tested, row, self.config.neighbours).unsqueeze(1)
+        return Prediction(anomaly_map, score.squeeze(1))
 
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
         """A look at which parts there are, and one that remembers their patches."""
@@ -183,6 +200,7 @@ class PatchCore(Detector):
         if self.whiten is not None:
             self.whiten.copy_(whitening(shared_covariance(patches, self.config.ridge).unsqueeze(0))[0])
             patches = patches @ self.whiten
+        self.unit.copy_(units(patches, self.config.own_spread))
         cells, rows, _ = self.memory.bank.shape
         candidates = patches.view(cells, -1, patches.shape[2])
         count = candidates.shape[1]
@@ -214,3 +232,13 @@ def shared_covariance(patches: Tensor, ridge: float) -> Tensor:
     sigma = away.T @ away / max(len(away) - len(patches), 1)
     least = ridge * sigma.diagonal().mean().clamp_min(LEAST_VARIANCE)
     return sigma + least * torch.eye(len(sigma), device=sigma.device)
+
+
+def units(patches: Tensor, own: float) -> Tensor:
+    """In what distances are measured at each place, (P,): how much patches (P, rows, D) differ there, about 1.
+
+    Args:
+        own: share of a place's own variance in the square of its unit; the rest is 1, the mean of all.
+    """
+    variance = (patches - patches.mean(dim=1, keepdim=True)).square().mean(dim=(1, 2))
+    return (1 - own + own * variance / variance.mean().clamp_min(LEAST_VARIANCE)).sqrt()

@@ -65,9 +65,8 @@ class Candidates(nn.Module):
     def empty_table(self) -> dict[str, Tensor]:
         """The empty table of patches, float64, and how many parts each row has got."""
         rows = min(self.most_rows, self._count())
-        kind = {"dtype": torch.float64, "device": self.key.device}
-        shape = (self.positions, rows)
-        return {"patches": torch.zeros(*shape, self.values, **kind), "count": torch.zeros(shape, **kind)}
+        shapes = {"patches": (self.positions, rows, self.values), "count": (self.positions, rows)}
+        return {name: self.key.new_zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
 
     def add(self, sums: Mapping[str, Tensor], image: Tensor, vectors: Tensor) -> None:
         """Add the patches (B, P, D) of images (B, 3, H, W) where they have a row, in place."""

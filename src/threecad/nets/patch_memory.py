@@ -52,26 +52,24 @@ class PatchMemory(nn.Module):
             rows = self._nearest_anywhere(vectors) if self.reach is None else self._nearest_around(vectors, self.reach)
             return torch.linalg.vector_norm(vectors - self._patches(rows), dim=2), rows
 
-    def reweighted(self, vectors: Tensor, distances: Tensor, rows: Tensor, neighbours: int) -> Tensor:
-        """s = (1 - exp|m_test - m*| / Σ_m exp|m_test - m|) |m_test - m*| over the b patches m next to m* (eq. 7), (B,).
+    def rarity(self, tested: Tensor, row: Tensor, neighbours: int) -> Tensor:
+        """1 - exp|m_test - m*| / Σ_m exp|m_test - m| over the b patches m next to m* (eq. 7), (B,).
 
-        m_test is the image's most distant patch and m* the nearest to it in memory (eq. 6); m* is one of the b.
+        It is least where m*, the nearest to m_test, lies among others as near, and so is no rare patch.
 
         Args:
-            distances, rows: what `forward` says of `vectors`.
-            neighbours: b.
+            tested: m_test, (B, D).
+            row: of m*, (B,).
+            neighbours: b; m* is one of them.
         """
-        with full_precision(vectors):
-            distance, place = distances.max(dim=1)
-            place = place.unsqueeze(1)
-            tested = vectors.gather(1, place.unsqueeze(2).expand(-1, -1, vectors.shape[2]))  # m_test, (B, 1, D)
-            nearest = self._patches(rows.gather(1, place))  # m*
-            squares = self.squares.flatten()
-            near = squares - 2 * (nearest.squeeze(1) @ self.bank.flatten(0, 1).T)
-            near, around = near.topk(min(neighbours, len(squares)), dim=1, largest=False)
-            others = torch.linalg.vector_norm(tested - self._patches(around), dim=2)
-            others = others.masked_fill(near.isinf(), -torch.inf)  # fewer patches are kept than asked for
-            return (1 - (distance - others.logsumexp(dim=1)).exp()).clamp_min(0) * distance
+        with full_precision(tested):
+            nearest = self._patches(row)
+            closeness = self.squares.flatten() - 2 * nearest @ self.bank.flatten(0, 1).T
+            closeness, around = closeness.topk(min(neighbours, closeness.shape[1]), dim=1, largest=False)
+            distances = torch.linalg.vector_norm(tested.unsqueeze(1) - self._patches(around), dim=2)
+            distances = distances.masked_fill(closeness.isinf(), -torch.inf)  # fewer patches are kept than asked for
+            distance = torch.linalg.vector_norm(tested - nearest, dim=1)
+            return (1 - (distance - distances.logsumexp(dim=1)).exp()).clamp_min(0)
 
     def keep(self, patches: Tensor) -> None:
         """Fill the memory with patches (cells, kept, D), of which there may be fewer than rows."""
@@ -81,7 +79,7 @@ class PatchMemory(nn.Module):
         self.squares[:, : patches.shape[1]] = patches.square().sum(dim=2)
 
     def _patches(self, rows: Tensor) -> Tensor:
-        """The remembered patches (B, N, D) in these rows (B, N), counted over all cells."""
+        """The remembered patches (..., D) in these rows (...), counted over all cells."""
         return self.bank.flatten(0, 1)[rows]
 
     def _nearest_anywhere(self, vectors: Tensor) -> Tensor:

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from threecad.nets.maps import full_precision, upsample
 from threecad.nets.pyramid import Pyramid
 
-PATCH = 3  # side of a neighbourhood, in features
-
 
 class PatchFeatures(nn.Module):
     """Vectors of locally aware patches.
@@ -21,6 +19,7 @@ class PatchFeatures(nn.Module):
         pyramid: gives the scales.
         most_values: a neighbourhood's values are pooled to at most so many a scale, and those of all scales together
             again to at most so many. None keeps one value a channel, its mean over the neighbourhood.
+        side: of a neighbourhood, in features; odd.
         stride: image pixels between two patches; coarser scales are brought to it by interpolation, finer ones by
             averaging.
 
@@ -28,11 +27,11 @@ class PatchFeatures(nn.Module):
         values: D, length of a vector.
     """
 
-    def __init__(self, pyramid: Pyramid, most_values: int | None, stride: int = 8) -> None:
+    def __init__(self, pyramid: Pyramid, most_values: int | None, side: int = 3, stride: int = 8) -> None:
         super().__init__()
-        self.pyramid, self.stride = pyramid, stride
+        self.pyramid, self.side, self.stride = pyramid, side, stride
         self.scale_values = [
-            channels if most_values is None else min(most_values, channels * PATCH**2) for channels in pyramid.channels
+            channels if most_values is None else min(most_values, channels * side**2) for channels in pyramid.channels
         ]
         self.values = sum(self.scale_values) if most_values is None else min(most_values, sum(self.scale_values))
 
@@ -47,7 +46,8 @@ class PatchFeatures(nn.Module):
         finest, first = features[0].shape[-2:], self.pyramid.strides[0]
         size = [side * first // self.stride for side in finest]
         pooled = [
-            _to_grid(_aware(scale, values), size) for scale, values in zip(features, self.scale_values, strict=True)
+            _to_grid(_aware(scale, values, self.side), size)
+            for scale, values in zip(features, self.scale_values, strict=True)
         ]
         return average(torch.cat(pooled, dim=1).flatten(2), self.values).transpose(1, 2).unflatten(1, size)
 
@@ -60,11 +60,11 @@ def average(vectors: Tensor, values: int) -> Tensor:
     return vectors if length == values else vectors.unflatten(1, (values, length // values)).mean(dim=2)
 
 
-def _aware(scale: Tensor, values: int) -> Tensor:
+def _aware(scale: Tensor, values: int, side: int) -> Tensor:
     """Each position's neighbourhood, zero beyond the border, pooled: (B, C, h, w) -> (B, values, h, w)."""
     if values == scale.shape[1]:
-        return F.avg_pool2d(scale, PATCH, stride=1, padding=PATCH // 2)
-    neighbourhoods = F.unfold(scale, PATCH, padding=PATCH // 2)  # (B, C·9, positions), a channel's 9 together
+        return F.avg_pool2d(scale, side, stride=1, padding=side // 2)
+    neighbourhoods = F.unfold(scale, side, padding=side // 2)  # (B, C·side², positions), a channel's together
     return average(neighbourhoods, values).unflatten(2, scale.shape[-2:])
 
 
