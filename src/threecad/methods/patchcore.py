@@ -173,7 +173,7 @@ class PatchCore(Detector):
         anomaly_map = self.smooth(upsample(patch_map, image.shape[-2:], align_corners=False))
         score, place = distances.max(dim=1, keepdim=True)
         if self.config.neighbours > 1:
-            tested = vectors.take_along_dim(place.unsqueeze(2), dim=1).squeeze(1)
+            tested = vectors.gather(1, place.unsqueeze(2).expand(-1, -1, vectors.shape[2])).squeeze(1)
             row = rows.gather(1, place).squeeze(1)
             score = score * self.memory.rarity(tested, row, self.config.neighbours).unsqueeze(1)
         return Prediction(anomaly_map, score.squeeze(1))

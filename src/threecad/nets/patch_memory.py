@@ -91,7 +91,7 @@ class PatchMemory(nn.Module):
 
         Each cell is compared with all patches around it at once, so that it is read from memory once.
         """
-        images, side = len(vectors), 2 * reach + 1
+        images, side = vectors.shape[0], 2 * reach + 1  # `len` would tie an exported program to one batch
         height, width, rows = self.height, self.width, self.bank.shape[1]
         padded = F.pad(vectors.unflatten(1, (height, width)), (0, 0, reach, reach, reach, reach))
         around = padded.unfold(1, side, 1).unfold(2, side, 1).permute(1, 2, 4, 5, 0, 3)  # (h, w, side, side, B, D)
