@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from threecad.fitting import build
 from threecad.inference import autocast, predict_batch, prepare, resolve_precision
 from threecad.methods.cfrg import CFRG
+from threecad.presets import build
 from threecad.records import Batch
-from threecad.training import to_tensor
+from threecad.tensors import to_tensor
 
 PAPER: dict[str, object] = {"weights": "random"}
 EMBEDDED: dict[str, object] = {

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from threecad.checkpoint import RunFolder
+from threecad.checkpoint import load_detector
 from threecad.data.loading import load_images
-from threecad.data.tree import read_category
+from threecad.data.readers import read_category
 from threecad.inference import predict
 from threecad.metrics import image_scores
+from threecad.runs import RunFolder
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def main() -> None:
     print("| method | category | I-AUROC in float32 | in bf16 | difference |")
     print("|---|---|---:|---:|---:|")
     for run in options.run:
-        detector, record = RunFolder(run).load_detector()
+        detector, record = load_detector(RunFolder(run))
         category = record.categories[0]
         samples = read_category(options.data, category).test
         pixels = load_images(samples, detector.config.image_size)

@@ -11,20 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 import threecad
-from threecad.checkpoint import (
-    RunFolder,
-    RunRecord,
-    backbone_file,
-    load,
-    load_tensors,
-    own_tensors,
-    save_tensors,
-    write_text,
-)
+from threecad.checkpoint import backbone_file, load_detector, own_tensors, save_detector
 from threecad.detector import Detector
 from threecad.errors import RunError
+from threecad.files import read_tensors, write_tensors
 from threecad.methods import METHODS
 from threecad.nets.weights import file_sha256
+from threecad.runs import RunFolder, RunRecord
 from threecad.settings import Settings, validate
 
 TINY = {"image_size": 64, "features": 12}
@@ -54,6 +47,7 @@ def saved(folder: Path, **method: object) -> tuple[Detector, RunFolder]:
         precision="float32",
         threads=1,
         devices=1,
+        hardware="a processor",
         steps=1,
         backbone=settings.method.backbone,
         weights_sha256=file_sha256(file) if file else None,
@@ -62,8 +56,12 @@ def saved(folder: Path, **method: object) -> tuple[Detector, RunFolder]:
     )
     run = RunFolder(folder)
     run.create(record, settings)
-    run.save_detector(detector, record)
+    save_detector(run, detector, record)
     return detector, run
+
+
+def load(run: Path) -> Detector:
+    return load_detector(RunFolder(run))[0]
 
 
 def scores(detector: Detector) -> torch.Tensor:
@@ -125,8 +123,8 @@ def test_nothing_in_a_run_is_a_pickle_and_nothing_is_left_over(tmp_path: Path) -
 def test_tensors_in_channels_last_are_saved_and_the_order_in_memory_of_the_loader_stays(tmp_path: Path) -> None:
     tensor = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)
     layer = torch.nn.Conv2d(3, 3, 3).to(memory_format=torch.channels_last)
-    save_tensors(tmp_path / "file.safetensors", {"t": tensor.contiguous()})
-    assert torch.equal(load_tensors(tmp_path / "file.safetensors")["t"], tensor)
+    write_tensors(tmp_path / "file.safetensors", {"t": tensor.contiguous()})
+    assert torch.equal(read_tensors(tmp_path / "file.safetensors")[0]["t"], tensor)
     layer.load_state_dict({name: value.contiguous() for name, value in layer.state_dict().items()})
     assert layer.weight.is_contiguous(memory_format=torch.channels_last)
 
@@ -152,13 +150,15 @@ def edit(run: RunFolder, **changes: object) -> None:
     ("changes", "message"),
     [
         (
-            {"format": 2, "version": "9.0"},
-            "by ThreeCAD 9.0, run format 2; this one reads up to 1: update it",
+            {"format": 3, "version": "9.0"},
+            "by ThreeCAD 9.0: expected run format 2, found 3; update this one",
         ),
+        ({"format": 1, "version": "0.0"}, "expected run format 2, found 1; fit it again"),
         ({"finished": False}, "is not finished; go on with `threecad fit … --out"),
         ({"method": "yolo"}, "is a run of the method 'yolo', which this version does not have"),
-        ({"colour": "blue"}, "is damaged: got an unexpected keyword argument 'colour'"),
-        ({"seed": ...}, "is damaged: missing 1 required positional argument: 'seed'"),
+        ({"colour": "blue"}, "is damaged: colour: Extra inputs are not permitted"),
+        ({"seed": ...}, "is damaged: seed: Field required"),
+        ({"good_scores": {"plate": ["high"]}}, "is damaged: good_scores.plate.0: Input should be a valid number"),
         ({"settings": {"method": {"feature": 12}}}, "does not fit this version: unknown setting 'method.feature'"),
         ({"settings": {"method": {"image_size": 64, "features": 13, "weights": "random"}}}, "does not fit the method"),
     ],
@@ -198,29 +198,38 @@ def test_a_folder_in_use_is_refused_before_anything_is_written(tmp_path: Path) -
         RunFolder(tmp_path / "used" / "notes.txt").refuse_unless_free()
 
 
-@pytest.mark.parametrize("write", [lambda path: write_text(path, "x"), lambda path: save_tensors(path, {})])
-def test_a_write_that_is_refused_names_the_file_and_leaves_nothing(tmp_path: Path, write: object) -> None:
-    blocked = tmp_path / "run"
-    blocked.write_text("a file where a folder should be")
-    with pytest.raises(RunError, match=r"cannot write .*run.json: .*is the folder writable, and is there room\?"):
-        write(blocked / "run.json")  # type: ignore[operator]
-    assert list(tmp_path.iterdir()) == [blocked]
-
-
-def test_the_file_before_stays_whole_while_another_is_written(tmp_path: Path) -> None:
-    file = tmp_path / "detector.safetensors"
-    save_tensors(file, {"t": torch.ones(2)})
-    with pytest.raises(ValueError, match="non contiguous"):
-        save_tensors(file, {"t": torch.rand(3, 4).T})
-    assert torch.equal(load_tensors(file)["t"], torch.ones(2))
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_what_a_killed_save_left_under_another_name_goes_with_the_next_one(tree: Path, tmp_path: Path) -> None:
+def test_what_a_killed_save_left_goes_with_the_next_one_and_other_hidden_files_stay(tree: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    run.mkdir()
-    for name in (".tmpQ3eU0c", ".state.safetensors.part"):
-        (run / name).write_bytes(b"half")
     settings = {"method": {"backbone": "resnet10t.c3_in1k", "weights": "random", "image_size": 64, "features": 4}}
-    threecad.fit("padim", tree, run, settings=settings, resume=True)
+    (run / ".threecad-half").mkdir(parents=True)
+    (run / ".threecad-half" / "state.safetensors").write_bytes(b"half")
+    threecad.fit("padim", tree, run, settings=settings)
     assert not [path.name for path in run.iterdir() if path.name.startswith(".")]
+
+
+def test_a_folder_with_files_and_no_record_is_nothing_to_resume(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".tmp_notes").write_text("mine")
+    with pytest.raises(RunError, match="expected a new or an empty folder"):
+        threecad.fit("padim", tree, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / ".tmp_notes").read_text() == "mine"
+
+
+def test_numbers_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    detector, run = saved(tmp_path / "run")
+    before = run.detector_file.read_bytes()
+    with torch.no_grad():
+        next(iter(own_tensors(detector)))
+        detector.state_dict()["gaussians.mean"][0, 0] = torch.nan
+    with pytest.raises(RunError, match=r"a value in gaussians\.mean that is not finite"):
+        save_detector(run, detector, run.read_record())
+    assert run.detector_file.read_bytes() == before
+
+
+def test_somebody_elses_run_chooses_no_file_of_this_machine(tmp_path: Path) -> None:
+    _, run = saved(tmp_path / "run")
+    tables = run.read_record().settings
+    tables["method"]["weights"] = str(tmp_path / "theirs.pth")
+    (tmp_path / "theirs.pth").write_bytes(b"a pickle, perhaps")
+    edit(run, settings=tables)
+    load(run.path)

@@ -11,12 +11,16 @@ import pytest
 from PIL import Image
 
 from conftest import plate, save
-from threecad.checkpoint import RunFolder
-from threecad.errors import DataError, RunError
-from threecad.images import read_image
-from threecad.inference import at_size, good_share
-from threecad.prediction import COLUMNS, gather, predict_files
-from threecad.training import to_tensor
+from threecad.checkpoint import load_detector
+from threecad.errors import DataError, FileError, RunError
+from threecad.images import read_image, resize_map
+from threecad.inference import load
+from threecad.inputs import gather
+from threecad.prediction import predict_files
+from threecad.prediction_table import COLUMNS
+from threecad.runs import RunFolder
+from threecad.tensors import to_tensor
+from threecad.verdicts import good_share
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -56,16 +60,16 @@ def test_maps_and_overlays_have_the_size_and_the_place_of_their_images(
 def test_score_map_and_good_share_are_those_of_the_detector(parts: Path, tmp_path: Path, fitted: Path) -> None:
     out = tmp_path / "out"
     predict_files(fitted, [parts], out)
-    detector, record = RunFolder(fitted).load_detector()
+    detector, record = load_detector(RunFolder(fitted))
     for row in rows_of(out / "predictions.csv"):
         pixels = read_image(Path(row["image"]), (64, 64))
         prediction = detector(to_tensor(pixels[None], "cpu"))
         own_size = read_image(Path(row["image"])).shape[:2]
         with Image.open(out / row["map"]) as found:
-            expected = at_size(prediction.anomaly_map[0, 0].detach().numpy(), own_size)
+            expected = resize_map(prediction.anomaly_map[0, 0].detach().numpy(), own_size)
             np.testing.assert_allclose(np.array(found), expected, rtol=1e-3)
         assert float(row["score"]) == pytest.approx(float(prediction.score), rel=1e-3)
-        assert float(row["good_share"]) == good_share(float(row["score"]), record.good_scores)
+        assert float(row["good_share"]) == good_share(float(row["score"]), record.good_scores["plate"])
 
 
 def test_broken_images_get_a_row_with_the_reason_and_stop_nobody(parts: Path, tmp_path: Path, fitted: Path) -> None:
@@ -73,7 +77,7 @@ def test_broken_images_get_a_row_with_the_reason_and_stop_nobody(parts: Path, tm
     (parts / "night" / "note.png").write_text("not a picture")
     out = tmp_path / "out"
     done: list[tuple[int, int]] = []
-    summary = predict_files(fitted, [parts], out, lambda *counts: done.append(counts))
+    summary = predict_files(fitted, [parts], out, progress=lambda *counts: done.append(counts))
     rows = rows_of(out / "predictions.csv")
     broken = [row for row in rows if row["error"]]
     assert [Path(row["image"]).name for row in broken] == ["b.png", "note.png"]
@@ -91,7 +95,7 @@ def test_an_image_that_goes_away_midway_is_one_broken_image(parts: Path, tmp_pat
 
     for number in range(40):
         save(parts / f"m{number:02}.png", plate(number))
-    summary = predict_files(fitted, [parts], tmp_path / "out", remove)
+    summary = predict_files(fitted, [parts], tmp_path / "out", progress=remove)
     assert summary.count == 45
     assert 0 < len(summary.errors) < 45
     assert all("no such file" in error for error in summary.errors)
@@ -119,7 +123,7 @@ def test_without_scores_of_good_parts_good_share_is_empty(parts: Path, tmp_path:
     shutil.copytree(fitted, run)
     folder = RunFolder(run)
     record = folder.read_record()
-    record.good_scores = []
+    record.good_scores = {}
     folder.write_record(record)
     summary = predict_files(run, [parts / "a.png"], tmp_path / "out")
     (row,) = rows_of(tmp_path / "out" / "predictions.csv")
@@ -128,22 +132,22 @@ def test_without_scores_of_good_parts_good_share_is_empty(parts: Path, tmp_path:
 
 
 def test_folders_are_walked_in_order_without_hidden_files_and_linked_folders(tmp_path: Path) -> None:
-    for name in ("b/2.png", "b/1.JPG", "a.bmp", ".hidden/x.png", ".y.png"):
+    for name in ("b/2.png", "b/1.JPG", "a.bmp", ".hidden/x.png", ".y.png", "@eaDir/a.bmp/thumb.png", "__MACOSX/a.png"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).touch()
     (tmp_path / "in" / "notes.txt").touch()
     (tmp_path / "in" / "b" / "loop").symlink_to(tmp_path / "in")
-    assert [image.place for image in gather([tmp_path / "in"], tmp_path / "out")] == ["a.bmp", "b/1.JPG", "b/2.png"]
+    assert [image.place for image in gather([tmp_path / "in"], tmp_path / "out")] == ["a", "b/1", "b/2"]
 
 
 def test_two_images_of_one_place_are_an_error_naming_both(tmp_path: Path) -> None:
-    for name in ("left/1.png", "right/1.bmp"):
+    for name in ("left/1.png", "right/1.png"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
-    with pytest.raises(DataError, match="place '1'") as caught:
+    with pytest.raises(DataError, match=r"place '1\.png'") as caught:
         gather([tmp_path / "left", tmp_path / "right"], tmp_path / "out")
     assert str(tmp_path / "left" / "1.png") in str(caught.value)
-    assert str(tmp_path / "right" / "1.bmp") in str(caught.value)
+    assert str(tmp_path / "right" / "1.png") in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 3
 
 
@@ -151,13 +155,91 @@ def test_two_images_of_one_place_are_an_error_naming_both(tmp_path: Path) -> Non
 def test_a_folder_that_cannot_be_written_is_an_error_naming_it(parts: Path, tmp_path: Path, fitted: Path) -> None:
     out = tmp_path / "out"
     out.mkdir(mode=0o555)
-    with pytest.raises(RunError, match="writable"):
+    with pytest.raises(FileError, match="writable"):
         predict_files(fitted, [parts], out)
 
 
 def test_a_file_in_the_way_of_the_results_is_an_error_naming_it(parts: Path, tmp_path: Path, fitted: Path) -> None:
     out = tmp_path / "out"
     out.write_text("in the way")
-    with pytest.raises(RunError, match=str(out)):
+    with pytest.raises(FileError, match=str(out)):
         predict_files(fitted, [parts], out)
     assert out.read_text() == "in the way"
+
+
+def test_a_part_kept_as_png_and_as_jpg_gets_two_places_and_one_given_twice_gets_one(tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg", "b.png"):
+        (tmp_path / name).touch()
+    assert [image.place for image in gather([tmp_path], tmp_path / "out")] == ["a.jpg", "a.png", "b"]
+    assert [image.place for image in gather([tmp_path / "b.png"] * 2, tmp_path / "out")] == ["b"]
+
+
+def test_interrupted_it_keeps_its_rows_and_resume_goes_on_with_the_others(
+    parts: Path, tmp_path: Path, fitted: Path
+) -> None:
+    out, whole = tmp_path / "out", tmp_path / "whole"
+
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(fitted, [parts], out, progress=stop)
+    assert len(rows_of(out / "predictions.csv")) == 2
+    with (out / "predictions.csv").open("a") as file:
+        file.write("a line cut by a ki")
+    done: list[tuple[int, int]] = []
+    summary = predict_files(fitted, [parts], out, resume=True, progress=lambda *counts: done.append(counts))
+    assert done[0] == (3, 5) and summary.count == 5
+    predict_files(fitted, [parts], whole)
+    assert (out / "predictions.csv").read_text() == (whole / "predictions.csv").read_text()
+
+
+def test_resume_tries_broken_images_again_and_refuses_the_rows_of_another_detector(
+    parts: Path, tmp_path: Path, fitted: Path
+) -> None:
+    good = (parts / "b.png").read_bytes()
+    (parts / "b.png").write_bytes(b"")
+    out = tmp_path / "out"
+    assert len(predict_files(fitted, [parts], out).errors) == 1
+    (parts / "b.png").write_bytes(good)
+    assert predict_files(fitted, [parts], out, resume=True).errors == []
+    assert len(rows_of(out / "predictions.csv")) == 5
+    (out / "predictions.json").write_text('{"detector_sha256": "another", "precision": "float32"}')
+    with pytest.raises(RunError, match="choose another --out, or leave out --resume"):
+        predict_files(fitted, [parts], out, resume=True)
+
+
+def test_results_of_an_earlier_call_are_replaced_and_files_of_others_stay(
+    parts: Path, tmp_path: Path, fitted: Path
+) -> None:
+    out = tmp_path / "out"
+    predict_files(fitted, [parts], out)
+    (out / "maps" / "mine.tiff").write_text("not listed in the table")
+    predict_files(fitted, [parts / "a.png"], out)
+    assert [row["image"] for row in rows_of(out / "predictions.csv")] == [str(parts / "a.png")]
+    assert {path.name for path in (out / "maps").rglob("*.tiff")} == {"a.tiff", "mine.tiff"}
+    assert {path.name for path in (out / "overlays").rglob("*.png")} == {"a.png"}
+
+
+def test_maps_and_overlays_can_be_left_out(parts: Path, tmp_path: Path, fitted: Path) -> None:
+    out = tmp_path / "out"
+    predict_files(fitted, [parts], out, maps=False, overlays=False)
+    assert {path.name for path in out.iterdir()} == {"predictions.csv", "predictions.json"}
+    assert all(row["score"] and not row["map"] and not row["overlay"] for row in rows_of(out / "predictions.csv"))
+
+
+def test_a_score_that_is_not_finite_is_an_error_row_and_never_a_share(
+    parts: Path, tmp_path: Path, fitted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threecad.prediction as prediction
+
+    sick = load(fitted)
+    network = sick.network
+    sick.network = lambda pixels: (network(pixels)[0], np.full(len(pixels), np.nan))  # type: ignore[assignment]
+    sick.network.image_size, sick.network.precision = network.image_size, network.precision
+    monkeypatch.setattr(prediction, "load", lambda *args, **options: sick)
+    summary = predict_files(fitted, [parts], tmp_path / "out")
+    assert len(summary.errors) == 5
+    for row in rows_of(tmp_path / "out" / "predictions.csv"):
+        assert "expected a finite score" in row["error"] and row["score"] == row["good_share"] == ""

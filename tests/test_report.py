@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from threecad.checkpoint import RunFolder
-from threecad.report.overlay import COLOURS, LINE, Scale, colour, outlined, overlay, side_by_side
-from threecad.report.page import Part, choose, is_mistake, precision_recall, report_run, roc, threshold
+from threecad.overlay import COLOURS, LINE, Scale, colour, outlined, overlay, side_by_side
+from threecad.report.album import Part, choose, is_mistake
+from threecad.report.curves import precision_recall, roc, training_curves
+from threecad.report.page import report_run, threshold
+from threecad.runs import RunFolder
 
 SCALE = Scale(low=1.0, threshold=2.0, high=4.0)
 
@@ -138,7 +140,7 @@ class References(HTMLParser):
 def test_the_page_needs_nothing_else_and_says_what_scores_json_says(tree: Path, tmp_path: Path, fitted: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(fitted, run)
-    scores = report_run(run, tree)
+    scores = report_run(run, tree, file=run / "report.html")
     text = (run / "report.html").read_text(encoding="utf-8")
     references = References(text)
     assert all(reference.startswith(("data:image/jpeg;base64,", "#part-")) for reference in references.found)
@@ -161,7 +163,7 @@ def test_a_page_without_masks_and_without_good_scores_still_stands(tree: Path, t
     run = tmp_path / "run"
     shutil.copytree(fitted, run)
     record = RunFolder(run).read_record()
-    record.good_scores = []
+    record.good_scores = {}
     RunFolder(run).write_record(record)
     report_run(run, tree, file=tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
@@ -194,3 +196,15 @@ def test_the_demo_leaves_everything_it_promises(tmp_path: Path, embedded: str, m
     (tmp_path / "own" / "a.txt").touch()
     with pytest.raises(RunError, match="files already"):
         demo.run_demo(tmp_path / "own", counting=counting)
+
+
+def test_training_curves_tell_each_phase_and_term_of_the_log_and_many_steps_are_averaged(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.csv"
+    lines = [f"joint,{step},0.001,recovery,{1000 / step:.6g}" for step in range(1, 1001)]
+    log.write_text("\n".join(["phase,step,rate,term,value", *lines, "late,1,0.1,bce,0.5"]) + "\n")
+    joint, late = training_curves(log)
+    assert (joint["phase"], joint["steps"], list(joint["paths"])) == ("joint", 1000, ["recovery"])
+    assert joint["paths"]["recovery"].count("L") == 199
+    assert joint["paths"]["recovery"].startswith("M0.00,0.00L")
+    assert (late["phase"], late["steps"]) == ("late", 1)
+    assert training_curves(tmp_path / "none.csv") == []

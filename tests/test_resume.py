@@ -15,8 +15,9 @@ import pytest
 import torch
 
 import threecad
-from threecad.checkpoint import RunFolder, read_about, save_tensors
 from threecad.errors import RunError
+from threecad.files import read_tensors, write_tensors
+from threecad.runs import RunFolder
 from threecad.training import Interrupted, StepReport
 
 SETTINGS = {
@@ -28,7 +29,7 @@ SETTINGS = {
         "width": 16,
     },
     "training": {"steps": 40, "batch": 2, "precision": "float32", "checkpoint_s": 0.01},
-    "data": {"holdout": 0.25},
+    "data": {"holdout": 0.25, "textures": "procedural"},
 }
 """DeSTSeg: two gradient phases, each with an optimiser that remembers."""
 
@@ -48,7 +49,7 @@ def assert_same_run(run: Path, reference: Path) -> None:
     assert names == {"run.json", "settings.toml", "metrics.csv", "detector.safetensors"}
     for name in ("detector.safetensors", "metrics.csv", "settings.toml"):
         assert (run / name).read_bytes() == (reference / name).read_bytes(), f"{name} differs"
-    scores = [json.loads((folder / "run.json").read_text())["good_scores"] for folder in (run, reference)]
+    scores = [json.loads((folder / "run.json").read_text())["good_scores"]["plate"] for folder in (run, reference)]
     assert scores[0] == scores[1] and len(scores[0]) == 3
 
 
@@ -104,7 +105,7 @@ def interrupted(tree: Path, tmp_path: Path) -> Path:
     """The run folder of a fit of five steps that was interrupted after the first."""
     run = tmp_path / "run"
     with pytest.raises(Interrupted):
-        threecad.fit("destseg", tree, run, settings=settings(steps=5), watch=stop_at("student", 1))
+        threecad.fit("destseg", tree, run, settings=settings(steps=5), callback=stop_at("student", 1))
     return run
 
 
@@ -119,13 +120,13 @@ def test_ctrl_c_saves_the_state_and_resuming_ends_with_the_same_bits(tree: Path,
     reference, run = tmp_path / "reference", tmp_path / "run"
     threecad.fit("destseg", tree, reference, settings=settings(steps=5))
     with pytest.raises(Interrupted):
-        threecad.fit("destseg", tree, run, settings=settings(steps=5), watch=stop_at("segmenter", 2))
+        threecad.fit("destseg", tree, run, settings=settings(steps=5), callback=stop_at("segmenter", 2))
     folder = RunFolder(run)
     assert folder.state_file.is_file() and not folder.read_record().finished
     with pytest.raises(RunError, match="is not finished; go on with `threecad fit"):
         threecad.load(run)
     reports: list[StepReport] = []
-    threecad.fit("destseg", tree, run, settings=settings(steps=5), resume=True, watch=reports.append)
+    threecad.fit("destseg", tree, run, settings=settings(steps=5), resume=True, callback=reports.append)
     assert (reports[0].phase, reports[0].step) == ("segmenter", 3)
     assert_same_run(run, reference)
 
@@ -142,11 +143,11 @@ def test_a_second_fit_into_the_same_folder_says_that_resuming_is_possible(tree: 
 
 
 def test_resuming_with_other_settings_is_refused_and_names_them(tree: Path, interrupted: Path) -> None:
-    assert "training.steps = 5, asked is 6" in refusal(tree, interrupted, settings=settings(steps=6))
-    assert "training.seed = 0, asked is 1" in refusal(tree, interrupted, settings=settings(steps=5, seed=1))
+    assert "training.steps = 5, requested is 6" in refusal(tree, interrupted, settings=settings(steps=6))
+    assert "training.seed = 0, requested is 1" in refusal(tree, interrupted, settings=settings(steps=5, seed=1))
     other = settings(steps=5) | {"method": {**SETTINGS["method"], "width": 8}}
-    assert "method.width = 16, asked is 8" in refusal(tree, interrupted, settings=other, inexact=True)
-    assert "is a fit of 'destseg', asked was 'padim'" in refusal(tree, interrupted, method="padim", settings={})
+    assert "method.width = 16, requested is 8" in refusal(tree, interrupted, settings=other, inexact=True)
+    assert "is a fit of 'destseg', requested was 'padim'" in refusal(tree, interrupted, method="padim", settings={})
 
 
 def test_how_often_states_are_saved_may_change(tree: Path, interrupted: Path) -> None:
@@ -156,7 +157,14 @@ def test_how_often_states_are_saved_may_change(tree: Path, interrupted: Path) ->
 
 @pytest.mark.parametrize(
     ("fact", "value"),
-    [("precision", "bf16"), ("threads", 99), ("version", "0.0.1"), ("texture_source", "folder:dtd#1"), ("devices", 2)],
+    [
+        ("precision", "bf16"),
+        ("threads", 99),
+        ("version", "0.0.1"),
+        ("texture_source", "folder:dtd#1"),
+        ("devices", 2),
+        ("hardware", "another"),
+    ],
 )
 def test_resuming_where_it_cannot_be_exact_is_refused_and_names_why(
     tree: Path, interrupted: Path, fact: str, value: object
@@ -173,16 +181,19 @@ def test_an_inexact_resume_is_possible_where_it_is_asked_for_and_says_so(tree: P
     (tree / "plate" / "train" / "good" / "000.png").unlink()
     assert "data_fingerprint was" in refusal(tree, interrupted)
     said: list[str] = []
-    threecad.fit("destseg", tree, interrupted, settings=settings(steps=5), resume=True, inexact=True, say=said.append)
-    assert [line.split(":")[0] for line in said] == ["resuming inexactly"]
-    assert RunFolder(interrupted).read_record().finished
+    threecad.fit(
+        "destseg", tree, interrupted, settings=settings(steps=5), resume=True, inexact=True, notify=said.append
+    )
+    assert said[0].startswith("resuming inexactly: data_fingerprint was")
+    record = RunFolder(interrupted).read_record()
+    assert record.finished and record.resumed_inexactly == ["data_fingerprint"]
 
 
 def test_resuming_a_finished_run_gives_its_detector_and_changes_nothing(tree: Path, interrupted: Path) -> None:
     detector = threecad.fit("destseg", tree, interrupted, settings=settings(steps=5), resume=True)
     before = {path: path.stat().st_mtime_ns for path in interrupted.iterdir()}
     said: list[str] = []
-    again = threecad.fit("destseg", tree, interrupted, settings=settings(steps=5), resume=True, say=said.append)
+    again = threecad.fit("destseg", tree, interrupted, settings=settings(steps=5), resume=True, notify=said.append)
     assert said == [f"{interrupted} is finished already"]
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in detector.state_dict().items())
     assert {path: path.stat().st_mtime_ns for path in interrupted.iterdir()} == before
@@ -190,8 +201,8 @@ def test_resuming_a_finished_run_gives_its_detector_and_changes_nothing(tree: Pa
 
 def test_a_state_of_another_network_is_refused(tree: Path, interrupted: Path) -> None:
     state = interrupted / "state.safetensors"
-    tensors, about = read_about(state)
-    save_tensors(state, {name: tensor for name, tensor in tensors.items() if not name.endswith(".bias")}, about)
+    tensors, about = read_tensors(state)
+    write_tensors(state, {name: tensor for name, tensor in tensors.items() if not name.endswith(".bias")}, about)
     assert "state.safetensors does not fit the method: expected" in refusal(tree, interrupted)
-    save_tensors(state, tensors)
+    write_tensors(state, tensors)
     assert "state.safetensors is no saved state of a fit" in refusal(tree, interrupted)

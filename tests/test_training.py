@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +16,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import threecad
-from threecad.checkpoint import RunFolder
 from threecad.data.loading import Rows
 from threecad.detector import Detector, Epochs, GradientPhase, Phase, StatisticsPhase, Steps
 from threecad.errors import RunError
 from threecad.fit_plan import plan_fit
 from threecad.methods import METHODS
 from threecad.records import Batch, Paper, Prediction
+from threecad.runs import RunFolder
 from threecad.schedules import Schedule, constant, milestones, one_cycle
 from threecad.settings import MethodConfig, TrainingSettings
 from threecad.synthesis.textures import ProceduralTextures
-from threecad.training import StepReport, seed_everything, shuffled, to_tensor, train
+from threecad.tensors import seed_everything, to_tensor
+from threecad.training import StepReport, shuffled, train
 
 
 class Shade(Detector):
@@ -59,16 +60,19 @@ class Shade(Detector):
     def phases(self, textures: object) -> Iterator[Phase]:
         optimizer = torch.optim.SGD(self.colour.parameters(), lr=0.1)
         yield GradientPhase("colour", self.losses, [self.colour], [optimizer], **self.phase)
-        state = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in (("n", ()), ("sum", (3, 32, 32)))}
 
-        def observe(batch: Batch) -> None:
+        def empty_sums() -> dict[str, Tensor]:
+            return {name: torch.zeros(shape, dtype=torch.float64) for name, shape in (("n", ()), ("sum", (3, 32, 32)))}
+
+        def observe(sums: Mapping[str, Tensor], batch: Batch) -> None:
             self.observed.append(batch.image)
-            state["n"] += len(batch.image)
-            state["sum"] += batch.image.double().sum(dim=0)
+            sums["n"].add_(len(batch.image))
+            sums["sum"].add_(batch.image.double().sum(dim=0))
 
-        yield StatisticsPhase(
-            "mean", state, observe, lambda: self.mean.copy_(state["sum"] / state["n"]), duration=self.looks
-        )
+        def conclude(sums: Mapping[str, Tensor]) -> None:
+            self.mean.copy_(sums["sum"] / sums["n"])
+
+        yield StatisticsPhase("mean", empty_sums, observe, conclude, duration=self.looks)
 
 
 def numbered(count: int) -> Rows:
@@ -85,7 +89,7 @@ def run(
     detector: Detector,
     folder: Path,
     images: int = 6,
-    watch: Callable[[StepReport], None] | None = None,
+    callback: Callable[[StepReport], None] | None = None,
     precision: str = "32-true",
     **settings: object,
 ) -> RunFolder:
@@ -95,7 +99,7 @@ def run(
     run_folder = RunFolder(folder)
     training, textures = TrainingSettings(**settings), ProceduralTextures()
     plan = plan_fit(detector, textures, training, images)
-    train(detector, numbered(images), textures, training, plan, run_folder, fabric, watch)
+    train(detector, numbered(images), textures, training, plan, run_folder, fabric, callback)
     return run_folder
 
 
@@ -229,7 +233,7 @@ def test_gradients_are_clipped_to_the_phases_norm(tmp_path: Path) -> None:
 def test_the_rate_follows_the_schedule_at_every_step(tmp_path: Path, schedule: str, named: Schedule) -> None:
     reports: list[StepReport] = []
     detector = Shade(schedule=milestones((0.5,), 0.1))
-    run(detector, tmp_path / "run", steps=8, schedule=schedule, watch=reports.append)
+    run(detector, tmp_path / "run", steps=8, schedule=schedule, callback=reports.append)
     rates = [report.rate for report in reports if report.phase == "colour"]
     assert rates == pytest.approx([0.1 * named(step / 8) for step in range(8)])
 
@@ -245,7 +249,7 @@ def test_schedules_multiply_the_rate() -> None:
 
 def test_reports_and_metrics_csv_tell_every_step(tmp_path: Path) -> None:
     reports: list[StepReport] = []
-    folder = run(Shade(), tmp_path / "run", watch=reports.append)
+    folder = run(Shade(), tmp_path / "run", callback=reports.append)
     assert [(r.phase, r.step, r.steps) for r in reports] == [
         ("colour", 1, 3),
         ("colour", 2, 3),
@@ -285,7 +289,7 @@ def test_in_bf16_losses_and_parameters_are_float32(tmp_path: Path) -> None:
     exact, rough = Shade(), Shade()
     rough.load_state_dict(exact.state_dict())
     run(exact, tmp_path / "exact")
-    run(rough, tmp_path / "rough", precision="bf16-mixed", watch=reports.append)
+    run(rough, tmp_path / "rough", precision="bf16-mixed", callback=reports.append)
     assert {tensor.dtype for tensor in rough.state_dict().values()} == {torch.float32}
     assert not torch.equal(exact.colour.weight, rough.colour.weight), "the network ran in float32"
     assert torch.equal(exact.batches[0].augmented, rough.batches[0].augmented), "images were rounded to bf16"

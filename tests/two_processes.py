@@ -17,15 +17,16 @@ from torch import Tensor, nn
 
 from test_contract import build, parts, rows, settings_for
 from test_training import Shade, numbered
-from threecad.checkpoint import RunFolder
 from threecad.data.loading import Rows
 from threecad.detector import Detector
 from threecad.fit_plan import plan_fit
 from threecad.methods import METHODS
 from threecad.records import Batch
+from threecad.runs import RunFolder
 from threecad.settings import TrainingSettings
 from threecad.synthesis.textures import ProceduralTextures
-from threecad.training import seed_everything, train
+from threecad.tensors import seed_everything
+from threecad.training import train
 
 
 class Normalised(Shade):

@@ -1,7 +1,8 @@
 """ThreeCAD: find defects in industrial parts from pictures of good ones.
 
-    detector = threecad.fit("cfrg", "parts/", "runs/one", settings={"training": {"preset": "quick"}})
-    threecad.load("runs/one")(images)          # -> Prediction(anomaly_map, score)
+    threecad.fit("cfrg", "parts/", "runs/one", settings={"training": {"preset": "quick"}})
+    predictor = threecad.load("runs/one")
+    predictor("part.png").score                # a path, a PIL image or pixels (H, W, 3) uint8; or a list of those
 
 Names load what they need on first use, so that `import threecad` is light.
 """
@@ -13,25 +14,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from threecad import metrics
-    from threecad.checkpoint import load
-    from threecad.fitting import build, fit
+    from threecad.evaluation import evaluate_run as evaluate
+    from threecad.fitting import fit
+    from threecad.inference import load
+    from threecad.inference import predict_pictures as predict
     from threecad.methods import METHODS
+    from threecad.presets import build
 
 _HOME = {
-    "METHODS": "threecad.methods",
-    "build": "threecad.fitting",
-    "fit": "threecad.fitting",
-    "load": "threecad.checkpoint",
+    "METHODS": ("threecad.methods", "METHODS"),
+    "build": ("threecad.presets", "build"),
+    "evaluate": ("threecad.evaluation", "evaluate_run"),
+    "fit": ("threecad.fitting", "fit"),
+    "load": ("threecad.inference", "load"),
+    "predict": ("threecad.inference", "predict_pictures"),
 }
 
-__all__ = ["METHODS", "build", "fit", "load", "metrics"]
+__all__ = ["METHODS", "__version__", "build", "evaluate", "fit", "load", "metrics", "predict"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "metrics":
         return importlib.import_module("threecad.metrics")
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("threecad")
     if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+        module, attribute = _HOME[name]
+        return getattr(importlib.import_module(module), attribute)
     raise AttributeError(f"module 'threecad' has no attribute '{name}'")
 
 

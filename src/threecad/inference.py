@@ -1,30 +1,128 @@
-"""Maps and scores of many images: batches, precision, and nothing of training."""
+"""A run's detector as torch runs it on this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from threecad.allocation import keep_freed_memory
+from threecad import devices
+from threecad.checkpoint import load_detector
 from threecad.detector import Detector
-from threecad.errors import SettingsError
-from threecad.images import resize_map
+from threecad.devices import autocast, best_device, choose_device, resolve_precision
+from threecad.errors import DataError, RunError
+from threecad.framing import Framing, MapUnits, Region, Tiles
+from threecad.images import decoding_of, read_mask
+from threecad.predictor import BATCH, Found, GoodParts, Picture, Predictor, Result, predict_all
 from threecad.records import Prediction
-from threecad.training import to_tensor
+from threecad.runs import RunFolder, RunRecord
+from threecad.settings import DataSettings
+from threecad.tensors import to_tensor
 
-BATCH = 8
-"""Images that go through the network together."""
+
+class TorchNetwork:
+    """A detector in eval mode, channels last, on its device; what a `Predictor` calls."""
+
+    def __init__(self, detector: Detector, precision: str = "auto", device: torch.device | None = None) -> None:
+        self.device = device or best_device()
+        self.precision = resolve_precision(precision, self.device)
+        self.detector = detector.to(self.device).to(memory_format=torch.channels_last).eval()
+        self.image_size = detector.config.image_size
+
+    def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Maps (B, H, W) and scores (B,), float32, of pixels (B, H, W, 3) uint8."""
+        prediction = self.predict(pixels)
+        maps, scores = prediction.anomaly_map.float().cpu().numpy(), prediction.score.float().cpu().numpy()
+        return maps[:, 0], scores
+
+    def predict(self, pixels: np.ndarray) -> Prediction:
+        """The same, left on the device."""
+        with torch.inference_mode(), autocast(self.precision, self.device):
+            return self.detector(to_tensor(pixels, self.device))
 
 
-class Found(NamedTuple):
-    """What a detector says of one image."""
+def load(
+    run: Path | str,
+    *,
+    device: str | None = None,
+    precision: str | None = None,
+    notify: Callable[[str], None] = lambda line: None,
+) -> Predictor:
+    """The predictor of a finished run.
 
-    anomaly_map: np.ndarray  # (H, W) float32 at the detector's image size
-    score: float
+    Args:
+        device: `cpu`, `cuda`, …; the best of this machine without.
+        precision: `float32`, `bf16` or `auto`; without, the one of the fit where this machine has it.
+        notify: called with a line where this machine's arithmetic is another than the fit's.
+
+    Raises:
+        RunError: there is no finished run, or it does not fit this version.
+        SettingsError: a device or a precision that this machine does not have.
+    """
+    folder = RunFolder(Path(run))
+    detector, record = load_detector(folder)
+    framing = recorded_framing(folder, record)
+    return predictor_of(detector, record, framing, device=device, precision=precision, notify=notify)
+
+
+def predictor_of(
+    detector: Detector,
+    record: RunRecord,
+    framing: Framing,
+    *,
+    device: str | None = None,
+    precision: str | None = None,
+    notify: Callable[[str], None] = lambda line: None,
+) -> Predictor:
+    """The predictor of a detector, the record of its fit and what it sees of a picture; arguments as of `load`."""
+    chosen = choose_device(device)
+    if precision is None:
+        precision = record.precision if record.precision == "float32" or devices.has_native_bf16(chosen) else "float32"
+    network = TorchNetwork(detector, precision, chosen)
+    if network.precision != record.precision:
+        notify(
+            f"the run was fitted in {record.precision}, this machine predicts in {network.precision}: "
+            "scores differ a little from those of the good parts kept aside"
+        )
+    good = {
+        name: GoodParts(record.good_scores.get(name, []), record.good_peaks.get(name, [])) for name in record.categories
+    }
+    units = {kind: MapUnits(*values) for kind, values in record.map_units.items()}
+    decoding = decoding_of(record.settings["data"])
+    return Predictor(network, record.method, good, framing, units, decoding)
+
+
+def recorded_framing(folder: RunFolder, record: RunRecord) -> Framing:
+    """What of a picture the detector of a run sees.
+
+    Raises:
+        RunError: the region of interest is not there.
+    """
+    data = DataSettings(**record.settings["data"])
+    tiles = None
+    if data.tiles is not None or data.tile_px is not None:
+        tiles = Tiles(data.tiles, data.tile_px, data.tile_overlap, data.whole)
+    region = None
+    if record.region_fill is not None:
+        try:
+            mask = read_mask(folder.region_file).astype(bool)
+        except DataError as error:
+            raise RunError(f"the run's region of interest is missing or damaged: {error}") from None
+        region = Region(mask, record.region_fill, record.region_is_exact)
+    height, width = record.settings["method"]["image_size"]
+    return Framing((height, width), region, tiles)
+
+
+def predict_pictures(run: Path | str, inputs: Picture | Sequence[Picture]) -> Result | list[Result]:
+    """What a run says of one or many pictures; to look at parts again and again, `load` it once.
+
+    Raises:
+        RunError: as of `load`.
+        DataError: as of a `Predictor`.
+    """
+    return load(run)(inputs)
 
 
 def predict(
@@ -36,83 +134,4 @@ def predict(
         images: pixels (H, W, 3) uint8 at the detector's image size.
         precision: `float32`, `bf16`, or `auto` for bf16 where the machine has it natively.
     """
-    device = best_device()
-    detector = prepare(detector, device)
-    for pixels in _batches(images, batch):
-        prediction = predict_batch(detector, pixels, precision, device)
-        maps, scores = prediction.anomaly_map.float().cpu().numpy(), prediction.score.float().cpu().numpy()
-        for anomaly_map, score in zip(maps[:, 0], scores, strict=True):
-            yield Found(anomaly_map, float(score))
-
-
-def prepare(detector: Detector, device: torch.device) -> Detector:
-    """The detector as it predicts fastest on `device`: in eval mode, channels last."""
-    keep_freed_memory()
-    return detector.to(device).to(memory_format=torch.channels_last).eval()
-
-
-def predict_batch(detector: Detector, pixels: np.ndarray, precision: str, device: torch.device) -> Prediction:
-    """Prediction of pixels (B, H, W, 3) uint8, padded to a full batch by none: each image stands by itself."""
-    with torch.inference_mode(), autocast(precision, device):
-        return detector(to_tensor(pixels, device))
-
-
-def at_size(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The map (H, W) float32 resized bilinearly to `size`."""
-    return anomaly_map if anomaly_map.shape == size else resize_map(anomaly_map, size)
-
-
-def good_share(score: float, good_scores: Sequence[float] | np.ndarray) -> float:
-    """Share of good parts that score at least as high: (k + 1) / (n + 1), one-sided.
-
-    A part that looks like any other good one gets about 0.5; 0.01 means that one good part in a hundred looks as odd.
-    """
-    k = int(np.sum(np.asarray(good_scores) >= score))
-    return (k + 1) / (len(good_scores) + 1)
-
-
-def best_device() -> torch.device:
-    """The accelerator of this machine, else the CPU."""
-    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """`float32` or `bf16`; `auto` takes bf16 where the device has it natively.
-
-    Raises:
-        SettingsError: bf16 was asked for and the device does not have it.
-    """
-    native = has_native_bf16(device)
-    if precision == "bf16" and not native:
-        raise SettingsError(
-            f"setting 'training.precision': bf16 has no native support on this {device.type}; use float32"
-        )
-    return "bf16" if native and precision != "float32" else "float32"
-
-
-def has_native_bf16(device: torch.device) -> bool:
-    """Whether matrix products in bf16 are done by the hardware."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        tests = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-        return any(test is not None and test() for test in tests)
-    return False
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """A region in which the networks run in `precision`."""
-    if resolve_precision(precision, device) == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
-
-
-def _batches(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    pending: list[np.ndarray] = []
-    for image in images:
-        pending.append(image)
-        if len(pending) == size:
-            yield np.stack(pending)
-            pending = []
-    if pending:
-        yield np.stack(pending)
+    return predict_all(TorchNetwork(detector, precision), images, batch)

@@ -1,50 +1,50 @@
-"""Files and folders in; a map, an overlay and a row of `predictions.csv` for each image out, at its own size."""
+"""Files and folders in; a map, an overlay and a row of `predictions.csv` for each image out, at its own size.
+
+    gather → decode (threads, in order) → network (batches) → map and overlay (threads, in order) → row
+
+A row is appended as soon as its image is done, so that an interrupted run loses nothing and `resume` goes on. Each
+image is decoded once. Memory grows with the size of the images, not with their number.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
-import os
-from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from threecad.checkpoint import RunFolder, write_text, writing
 from threecad.data.loading import Progress
 from threecad.errors import DataError
-from threecad.images import IMAGE_SUFFIXES, read_image, write_png, write_tiff
-from threecad.inference import Found, at_size, good_share, predict
-from threecad.report.overlay import Scale, overlay
+from threecad.images import MAX_PIXELS, image_size, read_image, write_png, write_tiff
+from threecad.inference import load
+from threecad.inputs import Input, gather
+from threecad.overlay import Scale, overlay
+from threecad.prediction_table import PredictionTable, Row
+from threecad.predictor import BATCH, Found, Predictor
+from threecad.runs import RunFolder
 from threecad.threads import ordered
+from threecad.verdicts import good_share
 
-COLUMNS = ("image", "score", "good_share", "map", "overlay", "error")
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """An image to look at, and where it lies in the folder of results."""
-
-    path: Path
-    place: str  # relative, with forward slashes
+IN_FLIGHT_BYTES = 2**28
+"""Decoded pixels that wait for a batch, at most: large pictures go in smaller batches."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A line of `predictions.csv`; of a broken image only `image` and `error`."""
+class Decoded:
+    """An image on its way to the network; of a broken one only why it is."""
 
-    image: str
-    score: float | None = None
-    good_share: float | None = None
-    map: str = ""
-    overlay: str = ""
+    source: Input
+    frames: np.ndarray | None = None  # (F, h, w, 3) uint8, what the network sees
+    whole: np.ndarray | None = None  # at its own size, where an overlay is to be drawn
+    size: tuple[int, int] = (0, 0)  # its own
     error: str = ""
 
-    def cells(self) -> list[str]:
-        """As text, in the order of `COLUMNS`."""
-        return ["" if getattr(self, name) is None else str(getattr(self, name)) for name in COLUMNS]
+    @property
+    def bytes(self) -> int:
+        """What it holds in memory."""
+        return sum(pixels.nbytes for pixels in (self.frames, self.whole) if pixels is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,151 +52,130 @@ class Summary:
     """What became of the images."""
 
     table: Path  # predictions.csv
-    rows: list[Row]
+    count: int  # images, broken ones and those of an earlier attempt included
+    errors: list[str]  # a line for each image that could not be inspected
     has_good_share: bool
 
-    @property
-    def count(self) -> int:
-        """Number of images, broken ones included."""
-        return len(self.rows)
 
-    @property
-    def errors(self) -> list[str]:
-        """A line for each image that could not be read."""
-        return [row.error for row in self.rows if row.error]
-
-
-def predict_files(run: Path, inputs: Sequence[Path], out: Path, progress: Progress | None = None) -> Summary:
+def predict_files(
+    run: Path | str,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    resume: bool = False,
+    maps: bool = True,
+    overlays: bool = True,
+    batch: int = BATCH,
+    device: str | None = None,
+    precision: str | None = None,
+    category: str | None = None,
+    progress: Progress | None = None,
+    notify: Callable[[str], None] = lambda line: None,
+) -> Summary:
     """What a run says of images, left in the folder `out`:
 
         predictions.csv      a row an image, in the order of the inputs
+        predictions.json     which detector, in which precision
         maps/PLACE.tiff      raw float32 values, at the image's own size
         overlays/PLACE.png   the image under its map, at its own size
 
     PLACE is the image's path relative to the folder that was given, or its name. A broken image gets a row with the
-    reason and does not stop the others. Memory does not grow with the number of images.
+    reason and does not stop the others. What an earlier run has left in `out` is replaced.
+
+    Args:
+        resume: keep the rows that are there, try broken images again, and go on with the others.
+        maps: write maps; likewise `overlays`.
+        batch: images that go through the network together.
+        device: as of `threecad.load`; likewise `precision`.
+        category: whose good parts to compare with, where the run has learnt several.
+        progress: called with how many images are done, and how many there are.
+        notify: called with a line worth reading.
 
     Raises:
         DataError: an input that is not there, a folder without images, or two images of the same place.
-        RunError: a run that cannot be loaded, or a folder that cannot be written.
+        RunError: a run that cannot be loaded, or results of another run to go on with.
+        FileError: a folder that cannot be written.
     """
     images = gather(inputs, out)
-    detector, record = RunFolder(run).load_detector()
-    scale = Scale.of_good(record.good_peaks)
-    rows: dict[int, Row] = {}
-    looked_at: deque[int] = deque()
+    predictor = load(run, device=device, precision=precision, notify=notify)
+    good = predictor.good_parts(category)
+    record = RunFolder(Path(run)).read_record()
+    about = {"detector_sha256": record.detector_sha256, "precision": predictor.precision}
+    with PredictionTable(out, about, resume) as table:
+        todo = [image for image in images if str(image.path) not in table.done]
+        finished = len(images) - len(todo)
 
-    def pixels() -> Iterator[np.ndarray]:
-        for index, decoded in enumerate(ordered(lambda image: _decode(image, detector.config.image_size), images)):
-            if isinstance(decoded, str):
-                rows[index] = Row(str(images[index].path), error=decoded)
-            else:
-                looked_at.append(index)
-                yield decoded
-
-    def seen() -> Iterator[tuple[int, Found]]:
-        for found in predict(detector, pixels(), record.precision):
-            yield looked_at.popleft(), found
-
-    def keep(one: tuple[int, Found]) -> tuple[int, Row]:
-        index, found = one
-        row = _write(images[index], found, scale, out)
-        if record.good_scores and not row.error:
-            row = replace(row, good_share=good_share(found.score, record.good_scores))
-        return index, row
-
-    for index, row in ordered(keep, seen(), ahead=4):
-        rows[index] = row
-        if progress:
-            progress(len(rows), len(images))
-
-    in_order = [rows[index] for index in range(len(images))]
-    table = out / "predictions.csv"
-    _write_table(table, in_order)
-    return Summary(table, in_order, has_good_share=bool(record.good_scores))
-
-
-def gather(inputs: Sequence[Path], out: Path) -> list[Input]:
-    """Every image behind `inputs`, sorted within each folder; what an earlier run left in `out` is none of them.
-
-    Raises:
-        DataError: an input that is not there, a folder without images, or two images of the same place.
-    """
-    results = {(out / name).resolve() for name in ("maps", "overlays")}
-    images: list[Input] = []
-    for given in inputs:
-        if given.is_dir():
-            below = [Input(path, path.relative_to(given).as_posix()) for path in _walk(given, results)]
-            if not below:
-                raise DataError(f"expected images ({', '.join(IMAGE_SUFFIXES)}) in {given} or below, found none")
-            images += below
-        elif given.exists():
-            images.append(Input(given, given.name))
-        else:
-            raise DataError(f"expected an image or a folder at {given}, found nothing")
-    places: dict[str, Path] = {}
-    for image in images:
-        place = _place(image)
-        if place in places:
-            raise DataError(
-                f"two images have the same place '{place}' among the results:\n{places[place]}\n"
-                f"{image.path}; give them in two calls with two --out"
+        def keep(one: tuple[Decoded, Found | None]) -> Row:
+            row = _write(*one, good.scale, out, maps, overlays)
+            return (
+                row.with_good_share(good_share(row.score, good.scores))
+                if row.score is not None and good.scores
+                else row
             )
-        places[place] = image.path
-    return images
+
+        for done, row in enumerate(ordered(keep, _seen(predictor, todo, batch, overlays), ahead=2), start=1):
+            table.append(row)
+            if progress:
+                progress(finished + done, len(images))
+        return Summary(table.file, len(images), table.errors, bool(good.scores))
 
 
-def _walk(folder: Path, leave_out: set[Path]) -> Iterator[Path]:
-    """Images in a folder and below it, sorted; nothing hidden, and no link to a folder is followed."""
+def _seen(
+    predictor: Predictor, images: Sequence[Input], batch: int, keep_whole: bool
+) -> Iterator[tuple[Decoded, Found | None]]:
+    """Each image with what was found in it, in order; None for a broken one."""
+
+    def decode(image: Input) -> Decoded:
+        try:
+            pixels = read_image(image.path, **predictor.decoding)
+            frames = predictor.view.frames(pixels)
+        except DataError as error:
+            return Decoded(image, error=str(error) if str(image.path) in str(error) else f"{image.path}: {error}")
+        return Decoded(image, frames, pixels if keep_whole else None, pixels.shape[:2])
+
+    def weight(image: Input) -> int:
+        return _decoded_bytes(image, predictor.decoding.get("max_pixels", MAX_PIXELS))
+
+    decoded = ordered(decode, images, weight=weight, budget=IN_FLIGHT_BYTES)
+    for group in _groups(decoded, batch):
+        found = predictor.inspect([(one.frames, one.size) for one in group if one.frames is not None], batch)
+        for one in group:
+            yield one, None if one.frames is None else next(found)
+
+
+def _groups(images: Iterable[Decoded], batch: int) -> Iterator[list[Decoded]]:
+    """Neighbours that go through the network together: `batch` of them, fewer where they are large."""
+    group: list[Decoded] = []
+    for image in images:
+        group.append(image)
+        if len(group) == batch or sum(one.bytes for one in group) > IN_FLIGHT_BYTES:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _decoded_bytes(image: Input, max_pixels: int) -> int:
+    """Bytes of an image's pixels, told by its header."""
     try:
-        with os.scandir(folder) as found:
-            entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda e: e.name)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be listed: {error.strerror or error}") from None
-    for entry in entries:
-        path = folder / entry.name
-        if entry.is_dir(follow_symlinks=False):
-            if path.resolve() not in leave_out:
-                yield from _walk(path, leave_out)
-        elif path.suffix.lower() in IMAGE_SUFFIXES and not entry.is_dir():
-            yield path
+        height, width = image_size(image.path, max_pixels=max_pixels)
+    except DataError:
+        return 0  # it will be refused
+    return 3 * height * width
 
 
-def _place(image: Input) -> str:
-    return image.place.removesuffix(Path(image.place).suffix)
-
-
-def _decode(image: Input, size: tuple[int, int]) -> np.ndarray | str:
-    """Pixels (H, W, 3) uint8 at the detector's size, or why there are none."""
-    try:
-        return read_image(image.path, size)
-    except DataError as error:
-        return str(error)
-
-
-def _write(image: Input, found: Found, scale: Scale | None, out: Path) -> Row:
-    """Map and overlay of one image; it is decoded once more, so that no large picture waits in memory."""
-    try:
-        pixels = read_image(image.path)
-    except DataError as error:
-        return Row(str(image.path), error=str(error))
-    anomaly_map = at_size(found.anomaly_map, pixels.shape[:2])
-    place = _place(image)
-    map_file, overlay_file = out / "maps" / f"{place}.tiff", out / "overlays" / f"{place}.png"
-    for file in (map_file, overlay_file):
-        with writing(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-    write_tiff(map_file, anomaly_map)
-    write_png(overlay_file, overlay(pixels, anomaly_map, scale or Scale.of_map(anomaly_map)))
-    relative = [file.relative_to(out).as_posix() for file in (map_file, overlay_file)]
-    return Row(str(image.path), found.score, None, *relative)
-
-
-def _write_table(file: Path, rows: Sequence[Row]) -> None:
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
-    table.writerows(row.cells() for row in rows)
-    with writing(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, text.getvalue())
+def _write(image: Decoded, found: Found | None, scale: Scale | None, out: Path, maps: bool, overlays: bool) -> Row:
+    """Map and overlay of one image, and its row."""
+    name = str(image.source.path)
+    if found is None:
+        return Row(name, error=image.error)
+    if not (math.isfinite(found.score) and np.isfinite(found.maps).all()):
+        return Row(name, error=f"{name}: expected a finite score, found {found.score}; the part was not inspected")
+    map_file, overlay_file = image.source.map_file, image.source.overlay_file
+    if maps or overlays:
+        anomaly_map = found.at(image.size)
+        if maps:
+            write_tiff(out / map_file, anomaly_map)
+        if overlays and image.whole is not None:
+            write_png(out / overlay_file, overlay(image.whole, anomaly_map, scale or Scale.of_map(anomaly_map)))
+    return Row(name, found.score, map=map_file if maps else "", overlay=overlay_file if overlays else "")

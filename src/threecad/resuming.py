@@ -3,39 +3,55 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from threecad.checkpoint import read_about, save_tensors, writing
-from threecad.errors import RunError
+from threecad.errors import FileError, RunError
+from threecad.files import read_tensors, write_tensors, writing
+from threecad.runs import RunRecord
+from threecad.settings import Settings
+
+
+class Place(BaseModel):
+    """Where in a fit a state was saved."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    phase: int = Field(ge=0)
+    step: int = Field(ge=0)  # of the phase, finished
+    log_bytes: int = Field(ge=0)  # of metrics.csv that belong to it
+    elapsed_s: float = Field(ge=0)  # of all attempts so far
+    optimizers: int = Field(ge=0)
 
 
 @dataclass(frozen=True)
 class SavedState:
-    """Everything that a resumed fit needs beyond its settings: weights, optimisers, and where it was."""
+    """Everything that a resumed fit needs beyond its settings: where it was, weights, and optimisers."""
 
-    phase: int
-    step: int
-    log_bytes: int
-    elapsed_s: float  # of all attempts so far
+    place: Place
     model: Mapping[str, Tensor]
     optimizers: Sequence[Mapping[str, Tensor]]  # state tensors by "parameter/name"
 
     @classmethod
     def read(cls, file: Path) -> SavedState | None:
+        """The state in a file; None where there is none.
+
+        Raises:
+            RunError: the file is no saved state.
+        """
         if not file.exists():
             return None
-        tensors, about = read_about(file)
         try:
-            place = json.loads(about["place"])
-            optimizers: list[dict[str, Tensor]] = [{} for _ in range(place["optimizers"])]
+            tensors, about = read_tensors(file)
+            place = Place.model_validate_json(about["place"])
+            optimizers: list[dict[str, Tensor]] = [{} for _ in range(place.optimizers)]
             model = {}
             for name, tensor in tensors.items():
                 room, _, rest = name.partition("/")
@@ -43,22 +59,17 @@ class SavedState:
                     model[rest] = tensor
                 else:
                     optimizers[int(room)][rest] = tensor
-            return cls(place["phase"], place["step"], place["log_bytes"], place["elapsed_s"], model, optimizers)
-        except (KeyError, ValueError, IndexError) as error:
-            raise RunError(f"{file} is no saved state of a fit ({error}); fit anew into another folder") from None
+        except (FileError, KeyError, ValueError, IndexError) as error:
+            reason = str(error).splitlines()[0]
+            raise RunError(f"{file} is no saved state of a fit ({reason}); fit anew into another folder") from None
+        return cls(place, model, optimizers)
 
     def write(self, file: Path) -> None:
+        """Replace the file by this state."""
         tensors = {f"model/{name}": tensor for name, tensor in self.model.items()}
         for number, optimizer in enumerate(self.optimizers):
             tensors |= {f"{number}/{name}": tensor for name, tensor in optimizer.items()}
-        place = {
-            "phase": self.phase,
-            "step": self.step,
-            "log_bytes": self.log_bytes,
-            "elapsed_s": self.elapsed_s,
-            "optimizers": len(self.optimizers),
-        }
-        save_tensors(file, tensors, {"place": json.dumps(place)})
+        write_tensors(file, tensors, {"place": self.place.model_dump_json()})
 
     def restore(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Put the state tensors back; rates and other options come from the phase."""
@@ -116,3 +127,44 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         for name, value in values.items()
         if isinstance(value, Tensor)
     }
+
+
+CONDITIONS = (
+    *("categories", "precision", "threads", "devices", "hardware", "version", "libraries"),
+    *("data_fingerprint", "texture_source", "weights_sha256"),
+)
+"""What has to be as it was for a resumed fit to give the same numbers."""
+
+
+def refuse_other_settings(before: RunRecord, method: str, settings: Settings) -> None:
+    """Nothing, where a run to be resumed is one of this method with these settings.
+
+    Raises:
+        RunError: it is not.
+    """
+    if before.method != method:
+        raise RunError(f"the run is a fit of '{before.method}', requested was '{method}'; choose another --out")
+    for table, values in settings.as_tables().items():
+        for key in sorted(values.keys() | before.settings.get(table, {}).keys()):
+            was, requested = before.settings.get(table, {}).get(key), values.get(key)
+            if was != requested and (table, key) != ("training", "checkpoint_s"):
+                raise RunError(
+                    f"the run was started with {table}.{key} = {was!r}, requested is {requested!r}; "
+                    "resume with the run's own settings (--config RUN/settings.toml), or choose another --out"
+                )
+
+
+def compare_conditions(before: RunRecord, now: RunRecord, inexact: bool, notify: Callable[[str], None]) -> None:
+    """Nothing, where going on gives the same numbers as an uninterrupted fit; else `now` keeps what has changed.
+
+    Raises:
+        RunError: another machine, version or data, unless `inexact`.
+    """
+    now.resumed_inexactly = list(before.resumed_inexactly)
+    differ = [name for name in CONDITIONS if getattr(before, name) != getattr(now, name)]
+    if differ:
+        what = "; ".join(f"{name} was {getattr(before, name)}, is {getattr(now, name)}" for name in differ)
+        if not inexact:
+            raise RunError(f"resuming would not give the same numbers: {what}\nAllow that with --inexact, or fit anew.")
+        now.resumed_inexactly += [name for name in differ if name not in now.resumed_inexactly]
+        notify(f"resuming inexactly: {what}")

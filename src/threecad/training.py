@@ -7,9 +7,8 @@ state of a random generator has to be saved, and a run that was killed goes on w
 
 from __future__ import annotations
 
-import hashlib
 import math
-import random
+import os
 import signal
 import threading
 import time
@@ -23,16 +22,18 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from threecad.allocation import keep_freed_memory
-from threecad.checkpoint import RunFolder, load_own, own_tensors
+from threecad.checkpoint import load_own, own_tensors, refuse_unless_finite
 from threecad.data.loading import Rows
 from threecad.detector import Detector, Epochs, GradientPhase, Phase, StatisticsPhase
+from threecad.errors import RunError
 from threecad.fit_plan import FitPlan
 from threecad.records import Batch
-from threecad.resuming import MetricsLog, SavedState, optimizer_tensors
+from threecad.resuming import MetricsLog, Place, SavedState, optimizer_tensors
+from threecad.runs import RunFolder
 from threecad.schedules import Schedule, one_cycle
 from threecad.settings import TrainingSettings
 from threecad.synthesis import TextureSource
+from threecad.tensors import seed_everything, to_tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,8 @@ class StepReport:
     rate: float | None  # learning rate of the first optimiser
 
 
-Watch = Callable[[StepReport], None]
+Callback = Callable[[StepReport], None]
+"""Called after every step."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -62,7 +64,7 @@ def train(
     plan: FitPlan,
     run: RunFolder,
     fabric: Fabric,
-    watch: Watch | None = None,
+    callback: Callback | None = None,
 ) -> float:
     """Seconds of training, over all attempts; fits `detector` in place, from the run's saved state if there is one.
 
@@ -73,31 +75,30 @@ def train(
         fabric: launched; says on which device, in which precision, with how many processes.
 
     Raises:
-        RunError: a saved state that does not fit, or a file that cannot be written.
+        RunError: a loss or a statistic that is not finite, or a saved state that does not fit.
+        FileError: a file that cannot be written.
         Interrupted: Ctrl-C or SIGTERM came; the state is saved.
     """
-    keep_freed_memory()
-    loop = _Loop(detector, images, textures, settings, plan, run, fabric, watch)
-    with _asked_to_stop() as asked:
-        loop.run_phases(asked)
+    with _stop_requests() as stop_requested, _deterministic(fabric.device):
+        loop = _Loop(detector, images, textures, settings, plan, run, fabric, callback, stop_requested)
+        loop.run_phases()
     return loop.elapsed_s()
 
 
+@dataclass
 class _Loop:
-    def __init__(
-        self,
-        detector: Detector,
-        images: Rows,
-        textures: TextureSource,
-        settings: TrainingSettings,
-        plan: FitPlan,
-        run: RunFolder,
-        fabric: Fabric,
-        watch: Watch | None,
-    ) -> None:
-        self.detector, self.images, self.textures = detector, images, textures
-        self.settings, self.run, self.fabric, self.watch = settings, run, fabric, watch
-        self.batch, self.steps = plan.batch, plan.steps
+    detector: Detector
+    images: Rows
+    textures: TextureSource
+    settings: TrainingSettings
+    plan: FitPlan
+    run: RunFolder
+    fabric: Fabric
+    callback: Callback | None
+    stop_requested: Callable[[], bool]
+
+    def __post_init__(self) -> None:
+        self.batch, self.steps = self.plan.batch, self.plan.steps
         self.started_at = self.saved_at = time.monotonic()
         self.before_s, self.save_cost_s = 0.0, 0.0
 
@@ -105,63 +106,71 @@ class _Loop:
         """Seconds of training, with those of the attempts before this one."""
         return self.before_s + time.monotonic() - self.started_at
 
-    def run_phases(self, asked: Callable[[], bool]) -> None:
+    def run_phases(self) -> None:
         """Every phase in order; those before the saved one are replayed without running."""
         saved = SavedState.read(self.run.state_file)
-        log = MetricsLog(self.run.metrics_file, saved.log_bytes if saved else 0, enabled=self.fabric.is_global_zero)
+        log = MetricsLog(
+            self.run.metrics_file, saved.place.log_bytes if saved else 0, enabled=self.fabric.is_global_zero
+        )
         if saved:
             load_own(self.detector, saved.model, self.run.state_file)
-            self.before_s = saved.elapsed_s
+            self.before_s = saved.place.elapsed_s
         with log:
             for index, phase in enumerate(self.detector.phases(self.textures)):
-                if saved and index < saved.phase:
+                if saved and index < saved.place.phase:
                     continue
-                resume = saved if saved and index == saved.phase else None
+                resume = saved if saved and index == saved.place.phase else None
                 if isinstance(phase, GradientPhase):
-                    self._descend(index, phase, resume, log, asked)
+                    self._run_gradient_phase(index, phase, resume, log)
                 else:
-                    self._observe(index, phase, log, asked)
+                    self._run_statistics_phase(index, phase, log)
 
-    def _descend(
-        self, index: int, phase: GradientPhase, resume: SavedState | None, log: MetricsLog, asked: Callable[[], bool]
+    def _run_gradient_phase(
+        self,
+        index: int,
+        phase: GradientPhase,
+        resume: SavedState | None,
+        log: MetricsLog,
     ) -> None:
         """A gradient phase: one optimiser step after another."""
         steps, schedule = self.steps[index], self._schedule(phase)
         rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in phase.optimizers]
-        if resume and resume.step:
+        if resume and resume.place.step:
             resume.restore(phase.optimizers)
         with _only_training(self.detector, phase.trains):
             losses, *optimizers = self.fabric.setup(_Losses(self.detector, phase), *phase.optimizers)
-            for step in range(resume.step if resume else 0, steps):
+            for step in range(resume.place.step if resume else 0, steps):
                 for optimizer, initial in zip(phase.optimizers, rates, strict=True):
                     for group, rate in zip(optimizer.param_groups, initial, strict=True):
                         group["lr"] = rate * schedule(step / steps)
-                terms: dict[str, Tensor] = {}
+                values: dict[str, float] = {}
                 for part in range(phase.accumulate):
                     batch = self._batch(index, phase, step * phase.accumulate + part)
                     waits = self.fabric.world_size > 1 and part < phase.accumulate - 1
                     with self.fabric.no_backward_sync(losses) if waits else nullcontext():
                         terms = losses(lambda batch=batch: batch)
                         self.fabric.backward(torch.stack(list(terms.values())).sum())
+                    for name, term in terms.items():
+                        values[name] = values.get(name, 0.0) + float(term.detach())
+                rate = phase.optimizers[0].param_groups[0]["lr"]
+                self._refuse_unless_finite(phase, step, values, rate)
                 for optimizer in optimizers:
                     if phase.clip_norm is not None:
-                        self.fabric.clip_gradients(losses, optimizer, max_norm=phase.clip_norm)
+                        self.fabric.clip_gradients(
+                            losses, optimizer, max_norm=phase.clip_norm, error_if_nonfinite=False
+                        )
                     optimizer.step()
                     optimizer.zero_grad()
-                values = {name: float(term.detach()) for name, term in terms.items()}
-                rate = phase.optimizers[0].param_groups[0]["lr"]
                 log.write(phase.name, step + 1, rate, values)
                 self._report(index, phase, step + 1, values, rate)
-                self._maybe_save(index, step + 1, phase.optimizers, log, asked)
+                self._maybe_save(index, step + 1, phase.optimizers, log)
         self._agree_on_buffers()
         if index + 1 < len(self.steps):
             self._save(index + 1, 0, (), log)
 
-    def _observe(self, index: int, phase: StatisticsPhase, log: MetricsLog, asked: Callable[[], bool]) -> None:
+    def _run_statistics_phase(self, index: int, phase: StatisticsPhase, log: MetricsLog) -> None:
         """A statistics phase: additive sums over all images, joined over processes, then its closed form."""
-        state = phase.state
-        for name in state:
-            state[name] = state[name].to(self.fabric.device)
+        sums = {name: tensor.to(self.fabric.device) for name, tensor in phase.empty_sums().items()}
         with _only_training(self.detector, ()), torch.no_grad():
             for step in range(self.steps[index]):
                 if isinstance(phase.duration, Epochs):
@@ -170,15 +179,30 @@ class _Loop:
                     batch = self._batch(index, phase, step)
                 if batch is not None:
                     with self.fabric.autocast():
-                        phase.observe(batch)
+                        phase.observe(sums, batch)
                 self._report(index, phase, step + 1, {}, None)
-                if self._all_stop(asked):
+                if self._all_stop():
                     raise Interrupted
-            for name, tensor in state.items():
-                state[name].copy_(torch.as_tensor(self.fabric.all_reduce(tensor, reduce_op="sum")))
-            phase.conclude()
+            for tensor in sums.values():
+                tensor.copy_(torch.as_tensor(self.fabric.all_reduce(tensor, reduce_op="sum")))
+            refuse_unless_finite(sums, f"phase '{phase.name}' has gathered")
+            phase.conclude(sums)
+            refuse_unless_finite(own_tensors(self.detector), f"phase '{phase.name}' has concluded with")
         if index + 1 < len(self.steps):
             self._save(index + 1, 0, (), log)
+
+    def _refuse_unless_finite(self, phase: Phase, step: int, values: Mapping[str, float], rate: float) -> None:
+        """Nothing, where every loss term is a number; the state saved last is then the last good one.
+
+        Raises:
+            RunError: a term is not; names phase, step, term and rate.
+        """
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise RunError(
+                    f"the fit has diverged: phase '{phase.name}', step {step + 1}, rate {rate:.3g}: "
+                    f"expected a finite loss term '{name}', found {value};\ntry a smaller method.learning_rate"
+                )
 
     def _agree_on_buffers(self) -> None:
         """Every process takes over those of the first: each has kept running statistics of its own share of a batch."""
@@ -203,19 +227,22 @@ class _Loop:
 
     def _synthesised(self, index: int, phase: Phase, position: int, chosen: np.ndarray) -> Batch:
         generator = seed_everything((self.settings.seed, index, position, self.fabric.global_rank), self.fabric.device)
-        image = to_tensor(self.images[np.sort(chosen)], self.fabric.device)
+        rows = np.sort(chosen)
+        image = to_tensor(self.images[rows], self.fabric.device)
         if phase.synthesizer is None:
             return Batch(image, image, image.new_zeros(len(image), 1, *image.shape[-2:]))
         with torch.no_grad():
-            return phase.synthesizer(image, generator)
+            batch = phase.synthesizer(image, generator)
+        inside = self.images.inside_of(rows)
+        return batch if inside is None else batch.altered_within(torch.from_numpy(inside[:, None]).to(image.device))
 
     def _schedule(self, phase: GradientPhase) -> Schedule:
         return one_cycle() if self.settings.schedule == "one_cycle" else phase.schedule
 
     def _report(self, index: int, phase: Phase, step: int, terms: Mapping[str, float], rate: float | None) -> None:
-        if self.watch:
+        if self.callback:
             done = (sum(self.steps[:index]) + step) / sum(self.steps)
-            self.watch(StepReport(phase.name, step, self.steps[index], done, terms, rate))
+            self.callback(StepReport(phase.name, step, self.steps[index], done, terms, rate))
 
     def _maybe_save(
         self,
@@ -223,28 +250,35 @@ class _Loop:
         step: int,
         optimizers: Sequence[torch.optim.Optimizer],
         log: MetricsLog,
-        asked: Callable[[], bool],
     ) -> None:
         """Save every `checkpoint_s`, but never so often that saving costs more than a twentieth of the time."""
-        stop = self._all_stop(asked)
+        stop = self._all_stop()
         due = max(self.settings.checkpoint_s, 25 * self.save_cost_s)
         if stop or time.monotonic() - self.saved_at > due:
             self._save(phase, step, optimizers, log)
         if stop:
             raise Interrupted
 
-    def _all_stop(self, asked: Callable[[], bool]) -> bool:
+    def _all_stop(self) -> bool:
         """Whether any process was asked to stop; all of them then stop after the same step."""
         if self.fabric.world_size == 1:
-            return asked()
-        return bool(self.fabric.all_reduce(torch.tensor(float(asked())), reduce_op="sum"))
+            return self.stop_requested()
+        return bool(self.fabric.all_reduce(torch.tensor(float(self.stop_requested())), reduce_op="sum"))
 
     def _save(self, phase: int, step: int, optimizers: Sequence[torch.optim.Optimizer], log: MetricsLog) -> None:
         start = time.monotonic()
         if self.fabric.is_global_zero:
             states = [optimizer_tensors(optimizer) for optimizer in optimizers]
-            saved = SavedState(phase, step, log.flush(), self.elapsed_s(), own_tensors(self.detector), states)
-            saved.write(self.run.state_file)
+            model = own_tensors(self.detector)
+            refuse_unless_finite(model, f"step {step} has left")  # the state saved before stays
+            place = Place(
+                phase=phase,
+                step=step,
+                log_bytes=log.flush(),
+                elapsed_s=self.elapsed_s(),
+                optimizers=len(states),
+            )
+            SavedState(place, model, states).write(self.run.state_file)
         self.saved_at = time.monotonic()
         self.save_cost_s = self.saved_at - start
 
@@ -263,7 +297,7 @@ class _Losses(nn.Module):
         return self.phase.losses(take())
 
     def train(self, mode: bool = True) -> _Losses:
-        """Modes were set for the phase and stay."""
+        """Ignore train() and eval(): the phase has set the mode of every submodule."""
         return self
 
 
@@ -273,22 +307,6 @@ def shuffled(count: int, start: int, length: int, seed: Sequence[int]) -> np.nda
     epochs = positions // count
     orders = {e: np.random.default_rng([*seed, int(e)]).permutation(count) for e in np.unique(epochs)}
     return np.array([orders[e][p % count] for e, p in zip(epochs, positions, strict=True)])
-
-
-def seed_everything(key: Sequence[int], device: torch.device) -> torch.Generator:
-    """Seed torch, NumPy and Python from a key of integers; a generator on `device` seeded likewise comes out."""
-    digest = hashlib.sha256(repr(tuple(int(part) for part in key)).encode()).digest()
-    seed = int.from_bytes(digest[:7], "big")
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - for libraries that draw from NumPy's global state
-    random.seed(seed)
-    return torch.Generator(device).manual_seed(seed)
-
-
-def to_tensor(pixels: np.ndarray, device: torch.device | str) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1], channels last, from pixels (B, H, W, 3) uint8."""
-    tensor = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
-    return tensor.permute(0, 3, 1, 2).to(torch.float32).div_(255)
 
 
 @contextmanager
@@ -311,21 +329,37 @@ def _only_training(detector: Detector, trains: Sequence[nn.Module]) -> Iterator[
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Within, the first Ctrl-C or SIGTERM waits for the end of the step; a second one stops at once."""
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Within, the first Ctrl-C, SIGTERM or SIGHUP waits for the end of the step; a second one stops at once."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    asked = threading.Event()
+    requested = threading.Event()
 
     def handler(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
+        if requested.is_set():
             raise KeyboardInterrupt
-        asked.set()
+        requested.set()
 
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {signal.Signals[name]: signal.signal(signal.Signals[name], handler) for name in names}
     try:
-        yield asked.is_set
+        yield requested.is_set
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """Within, a GPU takes kernels that give the same bits each time, and warns where it has none."""
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

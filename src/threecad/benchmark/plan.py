@@ -21,10 +21,10 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from threecad.data.tree import list_categories
+from threecad.data.readers import list_categories
 from threecad.errors import DataError, SettingsError, did_you_mean
-from threecad.fitting import resolve_settings
 from threecad.methods import METHODS
+from threecad.presets import resolve_settings
 from threecad.settings import BackboneConfig, Frozen, merge, read_toml
 
 Tables = dict[str, dict[str, Any]]

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from threecad.benchmark.plan import Job, Plan
-from threecad.checkpoint import RunFolder, write_json, write_text
 from threecad.data.loading import Progress
 from threecad.errors import RunError, ThreeCADError
+from threecad.evaluation import evaluate_run
+from threecad.files import write_json, write_text
 from threecad.fitting import fit
-from threecad.scoring import score_run
-from threecad.training import Watch
+from threecad.training import Callback
 
 COMPARABLE = ("backbone", "override", "settings")
 """What two plans must agree on for their rows to stand in one table."""
@@ -40,15 +40,15 @@ def run_plan(
     out: Path,
     *,
     counting: Callable[[str], Progress],
-    watching: Callable[[str], Watch],
-    say: Callable[[str], None] = lambda line: None,
+    watching: Callable[[str], Callback],
+    notify: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Every job of the plan, its row in `out`; a job that fails does not stop the others.
 
     Args:
         counting: gives a callback for the progress of a work with this title.
         watching: gives a callback for the steps of a job with this name.
-        say: called with a line worth reading.
+        notify: called with a line worth reading.
 
     Raises:
         RunError: `out` holds something else, or cannot be written.
@@ -62,7 +62,7 @@ def run_plan(
         if row.exists():
             outcome.skipped.append(job.name)
             continue
-        say(f"[{number}/{len(jobs)}] {job.name}")
+        notify(f"[{number}/{len(jobs)}] {job.name}")
         failure = out / "failures" / f"{job.name}.txt"
         try:
             scores = _run(plan, job, out / "runs" / job.name, counting, watching)
@@ -86,7 +86,7 @@ def row_file(out: Path, job: Job) -> Path:
 
 
 def _run(
-    plan: Plan, job: Job, folder: Path, counting: Callable[[str], Progress], watching: Callable[[str], Watch]
+    plan: Plan, job: Job, folder: Path, counting: Callable[[str], Progress], watching: Callable[[str], Callback]
 ) -> object:
     """`scores.json` of one job."""
     fit(
@@ -95,11 +95,11 @@ def _run(
         folder,
         categories=job.categories,
         settings=job.settings,
-        resume=RunFolder(folder).record_file.exists(),
-        watch=watching(job.name),
+        resume=True,
+        callback=watching(job.name),
         progress=counting(f"decoding {job.categories[0]}"),
     )
-    return score_run(folder, plan.data, job.categories, counting=counting)
+    return evaluate_run(folder, plan.data, job.categories, counting=counting)
 
 
 def _claim(out: Path, plan: Plan) -> None:

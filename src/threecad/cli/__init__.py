@@ -15,8 +15,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from threecad.cli import benchmark, data, demo, evaluate, fit, methods, predict, weights
-from threecad.cli.terminal import is_quiet
+from threecad.allocation import keep_freed_memory
+from threecad.cli import benchmark, data, demo, evaluate, fit, methods, predict, settings, show, weights
+from threecad.cli.terminal import is_quiet, prepare_streams
 from threecad.errors import ThreeCADError
 
 UNWRAPPED = 10_000  # columns of a help text that goes into a file or another program
@@ -33,16 +34,20 @@ app.command()(demo.demo)
 app.command()(fit.fit)
 app.command()(evaluate.evaluate)
 app.command()(predict.predict)
+app.command()(show.show)
 app.add_typer(data.app)
 app.command()(benchmark.benchmark)
 app.command()(benchmark.tables)
 app.command()(methods.methods)
+app.command()(settings.settings)
 app.add_typer(weights.app)
 
 
 def main() -> NoReturn:
     """Run the command that `sys.argv` asks for, and exit with its code."""
+    prepare_streams()
     _hush()
+    keep_freed_memory()
     code: int | str | None = 0
     try:
         context = {} if sys.stdout.isatty() else {"terminal_width": UNWRAPPED, "max_content_width": UNWRAPPED}
@@ -58,8 +63,8 @@ def main() -> NoReturn:
     sys.exit(_flushed(code))
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         import importlib.metadata
 
         print(importlib.metadata.version("threecad"))

@@ -26,7 +26,7 @@ def benchmark(
             out,
             counting=lambda title: counting(shown, title),
             watching=lambda name: watching(shown, name),
-            say=shown.say,
+            notify=shown.notify,
         )
     result(f"{out}: {len(outcome.done)} done, {len(outcome.skipped)} finished before, {len(outcome.failed)} failed")
     for name, why in outcome.failed.items():

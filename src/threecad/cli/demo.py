@@ -18,6 +18,8 @@ def demo(
     from threecad.demo import run_demo
 
     with interruptible(lambda: f"remove {out} before the next try"), progress() as shown:
-        made = run_demo(out, counting=lambda title: counting(shown, title), watch=watching(shown), say=shown.say)
+        made = run_demo(
+            out, counting=lambda title: counting(shown, title), callback=watching(shown), notify=shown.notify
+        )
     print_scores(made.scores)
     result(f"open {made.report}")

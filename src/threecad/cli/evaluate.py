@@ -17,22 +17,37 @@ def evaluate(
         list[str], Option(metavar="NAME", help="Category to score on, instead of the run's; again for more.")
     ] = [],  # noqa: B006
     report: Annotated[bool, Option("--report", help="Write RUN/report.html with pictures, too.")] = False,
+    out: Annotated[
+        Path | None, Option(metavar="DIR", help="Folder for scores.json and report, instead of RUN.")
+    ] = None,
+    device: Annotated[str | None, Option(metavar="D", help="cpu, cuda, …; the best one without.")] = None,
+    precision: Annotated[str | None, Option(metavar="P", help="float32 or bf16; the fit's without.")] = None,
 ) -> None:
     """Score a run on test images: writes RUN/scores.json, prints the table in per cent."""
+    from threecad.evaluation import evaluate_run
     from threecad.report.page import report_run
-    from threecad.scoring import score_run
 
-    work = report_run if report else score_run
+    place = out or run
     with interruptible(lambda: "nothing was written"), progress() as shown:
-        scores = work(run, data, category, counting=lambda title: counting(shown, title))
+        options: dict[str, Any] = {
+            "out": place / "scores.json",
+            "device": device,
+            "precision": precision,
+            "counting": lambda title: counting(shown, title),
+            "notify": shown.notify,
+        }
+        if report:
+            scores = report_run(run, data, category, file=place / "report.html", **options)
+        else:
+            scores = evaluate_run(run, data, category, **options)
     print_scores(scores)
     if report:
-        result(f"open {run / 'report.html'}")
+        result(f"open {place / 'report.html'}")
 
 
 def print_scores(scores: dict[str, Any]) -> None:
     """The table of one `scores.json`: a line a category, and their mean where there are several."""
-    from threecad.scoring import TITLES
+    from threecad.evaluation import TITLES
 
     rows = dict(scores["categories"]) if "categories" in scores else {scores["category"]: scores}
     if "mean" in scores:

@@ -18,15 +18,37 @@ def predict(
         Argument(metavar="IMAGE|FOLDER...", help="Images, and folders of images at any depth.", show_default=False),
     ],
     out: Annotated[Path, Option(metavar="DIR", help="Folder for maps, overlays and predictions.csv.")],
+    resume: Annotated[bool, Option("--resume", help="Keep finished rows, go on with the others.")] = False,
+    no_maps: Annotated[bool, Option("--no-maps", help="Write no maps.")] = False,
+    no_overlays: Annotated[bool, Option("--no-overlays", help="Write no overlays.")] = False,
+    batch: Annotated[int, Option(metavar="N", min=1, help="Images that go through the network together.")] = 8,
+    device: Annotated[str | None, Option(metavar="D", help="cpu, cuda, …; the best one without.")] = None,
+    precision: Annotated[str | None, Option(metavar="P", help="float32 or bf16; the fit's without.")] = None,
+    category: Annotated[
+        str | None, Option(metavar="NAME", help="Whose good parts to compare with, in a run of several.")
+    ] = None,
 ) -> None:
     """Look for defects in images: maps, overlays and predictions.csv, at each image's own size.
 
-    Exits with 1 where some images could not be read; they are listed, and the others are done.
+    Exits with 1 where some images could not be inspected; they are listed, and the others are done.
     """
     from threecad.prediction import predict_files
 
-    with interruptible(lambda: "maps so far are kept, predictions.csv is not written"), progress() as shown:
-        summary = predict_files(run, inputs, out, counting(shown, "predicting"))
+    with interruptible(lambda: "go on with the same command and --resume"), progress() as shown:
+        summary = predict_files(
+            run,
+            inputs,
+            out,
+            resume=resume,
+            maps=not no_maps,
+            overlays=not no_overlays,
+            batch=batch,
+            device=device,
+            precision=precision,
+            category=category,
+            progress=counting(shown, "predicting"),
+            notify=shown.notify,
+        )
     for error in summary.errors:
         note(f"threecad: {error}")
     if not summary.has_good_share:

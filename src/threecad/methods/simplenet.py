@@ -20,13 +20,15 @@ Differences
       - The last epoch counts. The code tests after every fourth and keeps the epoch with the best image AUROC on the
         test set, which is known to lift its numbers: training is unstable, and the last epoch may lie well below.
       - Images are resized to 288×288 and not cropped; the code crops 288 out of 329 and loses the border's defects.
+      - Masks are compared at `evaluation.size`, one rule for all methods; there at 288 px, where a bilinearly resized
+        mask is exactly 1.
       - Vectors are pooled before they are brought to the finer grid, not after: both are linear, along different axes.
       - Maps are not rescaled over the test set, and P-PRO compares masks that are not dilated.
       - Backbones with fewer than 1536 values in a neighbourhood keep them all; nothing is repeated to fill up.
     ours, off in the `paper` preset
       - `standardised`: 0.015 is a noise for the features of WRN-50-2. Other backbones have other scales; those of
-        EfficientNet-Lite0 are signed, with a spread of 4 to 7, beside which it would vanish. One look at the good
-        images beforehand finds mean and spread of each value, and `noise` counts in spreads.
+        EfficientNet-Lite0 are signed, with a spread of 4 to 7, beside which it would vanish. A statistics phase
+        beforehand finds mean and spread of each value on the good images, and `noise` counts in spreads.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from threecad.nets.maps import GaussianBlur, full_precision, upsample
 from threecad.nets.pyramid import Pyramid
 from threecad.nets.standardisation import Standardisation
 from threecad.records import Batch, Prediction
-from threecad.settings import BackboneConfig
+from threecad.settings import BackboneConfig, Size
 from threecad.shared_phases import standardisation_phase
 from threecad.synthesis import TextureSource
 
@@ -59,7 +61,7 @@ class SimpleNetConfig(BackboneConfig):
 
     grid = 16
 
-    image_size: tuple[int, int] = (288, 288)
+    image_size: Size = (288, 288)
     """Height and width in pixels that images are resized to; one number means a square."""
 
     noise: float = Field(default=0.015, gt=0)
@@ -113,17 +115,17 @@ class SimpleNet(Detector):
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_normal_(layer.weight)
         self.standardise = Standardisation(values)
-        self.smooth = GaussianBlur(config.sigma_px)
+        self.smooth = GaussianBlur(config.sigma_px, config.image_size)
 
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = -D(G(patch)), upsampled and smoothed; score = the highest patch, before either."""
         vectors = self._describe(image)
-        patch_scores = -self.discriminator(self.adaptor(vectors.flatten(0, 2))).float().view(vectors.shape[:3])
+        patch_scores = -self._discriminate(self.adaptor(vectors.flatten(0, 2))).view(vectors.shape[:3])
         anomaly_map = self.smooth(upsample(patch_scores.unsqueeze(1), image.shape[-2:], align_corners=False))
         return Prediction(anomaly_map, patch_scores.amax(dim=(1, 2)))
 
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
-        """Adaptor and discriminator together; before, where vectors are standardised, one look at the good parts."""
+        """Adaptor and discriminator together; before, where vectors are standardised, a statistics phase."""
         if self.config.standardised:
             yield standardisation_phase([self.standardise], lambda image: [self.patches(image)])
         yield GradientPhase(
@@ -141,9 +143,14 @@ class SimpleNet(Detector):
         """The truncated L1 loss of eq. (9), good and noisy vectors apart; one BatchNorm sees both."""
         good = self.adaptor(self._describe(batch.image).flatten(0, 2)).float()
         noisy = good + self.config.noise * torch.randn_like(good)
-        outputs = self.discriminator(torch.cat([good, noisy])).float()
+        outputs = self._discriminate(torch.cat([good, noisy]))
         good_loss, noisy_loss = truncated_loss(*outputs.chunk(2))
         return {"good": good_loss, "noisy": noisy_loss}
+
+    def _discriminate(self, adapted: Tensor) -> Tensor:
+        """D's outputs (N, 1) of adapted vectors (N, D); in bf16 the noise would be lost in the rounding."""
+        with full_precision(adapted):
+            return self.discriminator(adapted.float())
 
     def _describe(self, image: Tensor) -> Tensor:
         """Vectors (B, H/8, W/8, D) of the patches."""
@@ -194,7 +201,7 @@ class PatchFeatures(nn.Module):
 
 def average(vectors: Tensor, values: int) -> Tensor:
     """Adaptive average pooling along a vector's values: (B, V, positions) -> (B, values, positions)."""
-    given = vectors.shape[1]
-    if given % values:
+    length = vectors.shape[1]
+    if length % values:
         return F.adaptive_avg_pool1d(vectors.transpose(1, 2), values).transpose(1, 2)
-    return vectors if given == values else vectors.unflatten(1, (values, given // values)).mean(dim=2)
+    return vectors if length == values else vectors.unflatten(1, (values, length // values)).mean(dim=2)

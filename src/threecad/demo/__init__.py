@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from threecad.data.loading import Progress
-from threecad.data.parts import CATEGORY, write_parts
+from threecad.demo.parts import CATEGORY, write_parts
 from threecad.errors import RunError
 from threecad.fitting import fit
 from threecad.prediction import predict_files
 from threecad.report.page import report_run
-from threecad.training import Watch
+from threecad.training import Callback
 
 TRAIN, GOOD, EACH = 160, 40, 10
 """Parts to learn from, good ones to test on, and defective ones of each kind."""
@@ -33,8 +33,8 @@ def run_demo(
     out: Path,
     *,
     counting: Callable[[str], Progress],
-    watch: Watch | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    callback: Callback | None = None,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> Made:
     """A folder with everything that the house makes:
 
@@ -45,8 +45,8 @@ def run_demo(
 
     Args:
         counting: gives a callback for the progress of a work with this title.
-        watch: called after every step of the fit.
-        say: called with a line worth reading.
+        callback: called after every step of the fit.
+        notify: called with a line worth reading.
 
     Raises:
         RunError: `out` is not empty.
@@ -59,10 +59,10 @@ def run_demo(
         "method": {"backbone": "embedded"},
         "training": {"preset": "quick", "steps": STEPS, "batch": BATCH},
     }
-    fit("cfrg", data, run, settings=settings, watch=watch, progress=counting("decoding"), say=say)
+    fit("cfrg", data, run, settings=settings, callback=callback, progress=counting("decoding"), notify=notify)
     report = out / "report.html"
     scores = report_run(run, data, file=report, counting=counting)
-    predict_files(run, [data / CATEGORY / "test"], out / "predictions", counting("maps and overlays"))
+    predict_files(run, [data / CATEGORY / "test"], out / "predictions", progress=counting("maps and overlays"))
     return Made(scores, report)
 
 

@@ -26,6 +26,7 @@ STRONGEST = 0.8  # opacity of the brightest colour
 REACH = 2.0  # spreads above the threshold at which the colours end
 USUAL = 0.98  # share of good parts below the threshold
 GAP = 128  # grey level between panels
+STRIP_ROWS = 256  # blended together
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +67,25 @@ def colour(anomaly_map: np.ndarray, scale: Scale) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, anomaly_map: np.ndarray, scale: Scale) -> np.ndarray:
-    """The image (H, W, 3) uint8 with the map (H, W) over it, the more opaque the more unusual, and its contour."""
-    share = scale.apply(anomaly_map)
-    opacity = (STRONGEST * np.sqrt(share))[..., None]
-    blended = image * (1 - opacity) + COLOURS[(255 * share).astype(np.uint8)] * opacity
-    return outlined(blended.astype(np.uint8), anomaly_map > scale.threshold)
+    """The image (H, W, 3) uint8 with the map (H, W) over it, the more opaque the more unusual, and its contour.
+
+    Blended strip by strip: at 20 megapixels whole arrays of floats would need 800 MB.
+    """
+    blended = np.empty_like(image)
+    for start in range(0, len(image), STRIP_ROWS):
+        rows = slice(start, start + STRIP_ROWS)
+        share = scale.apply(anomaly_map[rows])
+        opacity = (STRONGEST * np.sqrt(share))[..., None]
+        blended[rows] = image[rows] * (1 - opacity) + COLOURS[(255 * share).astype(np.uint8)] * opacity
+    return outlined(blended, anomaly_map > scale.threshold)
 
 
 def outlined(image: np.ndarray, region: np.ndarray, line: tuple[int, int, int] = LINE) -> np.ndarray:
     """The image (H, W, 3) uint8 with a line just around a region (H, W) of it, 1 px wide for every 256 px."""
     width = max(1, round(max(region.shape) / 256))
-    around = ndimage.binary_dilation(region, ndimage.generate_binary_structure(2, 2), iterations=width) & ~region
+    near = ndimage.maximum_filter(region.view(np.uint8), 2 * width + 1, mode="constant").view(bool)
     drawn = image.copy()
-    drawn[around] = line
+    drawn[near & ~region] = line
     return drawn
 
 

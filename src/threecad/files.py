@@ -1,0 +1,138 @@
+"""The one way in which files are written: whole, or not at all.
+
+A file is written inside a hidden folder beside its place, brought to the disk, and renamed. Whoever reads the place
+finds the file of before or the new one, never a half; a killed process leaves at most a folder `.threecad-…`, which
+`sweep` removes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from threecad.errors import FileError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PREFIX = ".threecad-"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A block in which a refused write becomes a FileError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise FileError(
+            f"cannot write {path}: {error.strerror or error}; is the folder writable, and is there room?"
+        ) from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file to write to, which takes the place of `path` when the block ends well.
+
+    Its folder is made where it is missing. The file is as readable as any other that the user makes.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=_PREFIX) as folder:
+            temporary = Path(folder) / path.name
+            temporary.touch()
+            mode = temporary.stat().st_mode  # what the umask grants; some writers make files for their owner only
+            yield temporary
+            temporary.chmod(mode)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write indented JSON.
+
+    Raises:
+        ValueError: a number that JSON does not have.
+    """
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file of tensors by name, with text about them."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        try:
+            save_file(dict(tensors), temporary, metadata=dict(about or {}))
+        except SafetensorError as error:  # how that library reports a full disk
+            raise OSError(str(error)) from None
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors of a safetensors file by name, and the text that was saved with them.
+
+    Raises:
+        FileError: it is missing, damaged, or of another kind.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise FileError(f"{path} is not a readable safetensors file: {error}") from None
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        FileError: it is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} is not readable JSON: {error}") from None
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link where the file system has them, else a copy: a backbone of a hundred runs lies on disk once."""
+    if target.exists():
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        with replacing(target) as temporary:
+            shutil.copyfile(source, temporary)
+
+
+def is_leftover(entry: Path) -> bool:
+    """Whether this is a folder in which a killed process was writing a file."""
+    return entry.name.startswith(_PREFIX) and entry.is_dir()
+
+
+def sweep(folder: Path, older_than_s: float = 0.0) -> None:
+    """Remove what killed processes left half-written in a folder."""
+    for leftover in folder.glob(f"{_PREFIX}*"):
+        try:
+            if is_leftover(leftover) and time.time() - leftover.stat().st_mtime >= older_than_s:
+                shutil.rmtree(leftover, ignore_errors=True)
+        except OSError:
+            continue  # another process has just removed it

@@ -1,0 +1,125 @@
+"""`predictions.csv`: a row an image, on disk as soon as the image is done."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from threecad.errors import FileError, RunError
+from threecad.files import read_json, replacing, sweep, write_json, writing
+
+COLUMNS = ("image", "score", "good_share", "map", "overlay", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of `predictions.csv`; of a broken image only `image` and `error`."""
+
+    image: str
+    score: float | None = None
+    good_share: float | None = None
+    map: str = ""
+    overlay: str = ""
+    error: str = ""
+
+    def with_good_share(self, share: float) -> Row:
+        """The same row with that share."""
+        return replace(self, good_share=share)
+
+    def cells(self) -> list[str]:
+        """As text, in the order of `COLUMNS`."""
+        return ["" if getattr(self, name) is None else str(getattr(self, name)) for name in COLUMNS]
+
+
+class PredictionTable:
+    """The table in a folder of results, open for more rows.
+
+    Attributes:
+        file: predictions.csv.
+        done: images that have a row without an error.
+        errors: a line for each image that could not be inspected.
+    """
+
+    def __init__(self, folder: Path, about: dict[str, Any], resume: bool) -> None:
+        self.folder, self.file, self.about_file = folder, folder / "predictions.csv", folder / "predictions.json"
+        self.about, self.resume = about, resume
+        self.done: set[str] = set()
+        self.errors: list[str] = []
+
+    def __enter__(self) -> PredictionTable:
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        sweep(self.folder)
+        kept = self._finished() if self.resume else []
+        if not self.resume:
+            self._remove_earlier()
+        write_json(self.about_file, self.about)
+        with replacing(self.file) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+            rows = csv.writer(stream, lineterminator="\n")
+            rows.writerow(COLUMNS)
+            rows.writerows([row[name] for name in COLUMNS] for row in kept)
+        self.done = {row["image"] for row in kept}
+        with writing(self.file):
+            self.stream = self.file.open("a", encoding="utf-8", errors="surrogateescape", newline="")
+        self.rows = csv.writer(self.stream, lineterminator="\n")
+        return self
+
+    def append(self, row: Row) -> None:
+        """Put a row at the end, at once."""
+        with writing(self.file):
+            self.rows.writerow(row.cells())
+            self.stream.flush()
+        if row.error:
+            self.errors.append(row.error)
+
+    def __exit__(self, *exception: object) -> None:
+        with writing(self.file):
+            self.stream.flush()
+            os.fsync(self.stream.fileno())
+            self.stream.close()
+
+    def _finished(self) -> list[dict[str, str]]:
+        """Rows of an earlier attempt by the same detector, whose files are there.
+
+        Raises:
+            RunError: the rows are another detector's.
+        """
+        if not self.file.exists():
+            return []
+        try:
+            before = read_json(self.about_file)
+        except FileError:
+            before = None
+        if before != self.about:
+            raise RunError(
+                f"{self.folder} holds predictions of {before}, this run is {self.about};\n"
+                "choose another --out, or leave out --resume to replace them"
+            )
+        return [row for row in _rows(self.file) if not row["error"] and self._has_files(row)]
+
+    def _has_files(self, row: dict[str, str]) -> bool:
+        return all((self.folder / row[name]).is_file() for name in ("map", "overlay") if row[name])
+
+    def _remove_earlier(self) -> None:
+        """Remove the maps and overlays that an earlier table names: beside a new one they would be another run's."""
+        for row in _rows(self.file):
+            for name in ("map", "overlay"):
+                file = self.folder / row[name]
+                if row[name].startswith((f"{name}s/",)) and self.folder.resolve() in file.resolve().parents:
+                    file.unlink(missing_ok=True)
+
+
+def _rows(file: Path) -> Iterable[dict[str, str]]:
+    """Whole rows of a table of ours; none where there is no such file. A line cut by a kill is left out."""
+    if not file.is_file():
+        return []
+    text = file.read_text(encoding="utf-8", errors="surrogateescape")
+    whole = text[: text.rfind("\n") + 1]
+    rows = csv.DictReader(whole.splitlines(keepends=True))
+    if tuple(rows.fieldnames or ()) != COLUMNS:
+        raise RunError(f"expected {file} to be a table of predictions, found another file; choose another --out")
+    return [row for row in rows if all(row.get(name) is not None for name in COLUMNS)]

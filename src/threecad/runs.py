@@ -1,0 +1,149 @@
+"""Run folders: what lies where, and the record that tells how a run came about.
+
+    RUN/run.json                what was fitted, on what, by which settings and versions; `finished`
+        settings.toml           the resolved settings, which `--config` accepts again
+        metrics.csv             loss terms and learning rate at each step
+        detector.safetensors    every tensor that the backbone's file does not hold
+        backbone.safetensors    the pretrained backbone, where there is one: hard link or copy
+        state.safetensors       while unfinished: model and optimisers, to resume from
+        roi.png                 the region of interest, where there is one
+        scores.json             written by `evaluate`
+
+Nothing here needs torch: a run can be shown without loading it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from threecad.errors import RunError
+from threecad.files import is_leftover, write_text
+from threecad.settings import Settings
+
+FORMAT = 2
+"""Version of the run folder; a reader refuses any other."""
+
+LIBRARIES = ("torch", "timm", "numpy", "pillow", "lightning-fabric")
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in LIBRARIES} | {"python": platform.python_version()}
+
+
+class RunRecord(BaseModel):
+    """What `run.json` says of a fit."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_assignment=True)
+
+    format: int = FORMAT
+    method: str
+    categories: list[str]  # in the order in which they were learnt
+    plain: bool = False  # learnt from a plain folder of images, whose name says nothing of the part
+    settings: dict[str, dict[str, Any]]
+    seed: int
+    preset: str
+    departures: list[str] = Field(default_factory=list)  # settings that differ from the preset's
+    precision: str
+    threads: int
+    devices: int
+    hardware: str
+    steps: int  # optimiser steps of all phases together
+    backbone: str | None
+    weights_sha256: str | None
+    texture_source: str | None
+    data_fingerprint: str  # of the good images that were learnt from
+    exclusions: list[str] = Field(default_factory=list)
+    holdout: list[str] = Field(default_factory=list)  # good images kept aside, relative to the data root
+    good_scores: dict[str, list[float]] = Field(default_factory=dict)  # of those, by category
+    good_peaks: dict[str, list[float]] = Field(default_factory=dict)  # the largest value of each of their maps
+    region_fill: tuple[int, int, int] | None = None  # the colour outside roi.png
+    region_is_exact: bool = True  # made for pictures of its own size
+    map_units: dict[str, tuple[float, float]] = Field(default_factory=dict)  # centre and spread of good parts' peaks
+    resumed_inexactly: list[str] = Field(default_factory=list)  # conditions that changed while it was fitted
+    duration_s: float = 0.0
+    finished: bool = False
+    detector_sha256: str | None = None
+    version: str = Field(default_factory=lambda: importlib.metadata.version("threecad"))
+    libraries: dict[str, str] = Field(default_factory=_versions)
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record_file = path / "run.json"
+        self.settings_file = path / "settings.toml"
+        self.metrics_file = path / "metrics.csv"
+        self.detector_file = path / "detector.safetensors"
+        self.backbone_file = path / "backbone.safetensors"
+        self.state_file = path / "state.safetensors"
+        self.region_file = path / "roi.png"
+        self.scores_file = path / "scores.json"
+
+    @property
+    def is_started(self) -> bool:
+        """Whether a fit has left its record here."""
+        return self.record_file.exists()
+
+    def refuse_unless_free(self) -> None:
+        """Nothing, where the folder does not exist or is empty.
+
+        Raises:
+            RunError: there is something in it already.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"expected a folder for the run, found the file {self.path}; choose another --out")
+        if self.path.is_dir() and any(not is_leftover(entry) for entry in self.path.iterdir()):
+            unfinished = self.is_started and not self.read_record().finished
+            inside = "an unfinished run; go on with --resume" if unfinished else "files already"
+            raise RunError(
+                f"expected a new or an empty folder for the run, found {self.path} with {inside},\n"
+                "or choose another --out"
+            )
+
+    def create(self, record: RunRecord, settings: Settings) -> None:
+        """Make the folder: `run.json` first, so that a fit that is killed here can be resumed, then `settings.toml`."""
+        self.write_record(record)
+        write_text(self.settings_file, tomli_w.dumps(settings.as_tables()))
+
+    def write_record(self, record: RunRecord) -> None:
+        """Replace `run.json`."""
+        write_text(self.record_file, record.model_dump_json(indent=1) + "\n")
+
+    def read_record(self) -> RunRecord:
+        """What `run.json` says.
+
+        Raises:
+            RunError: it is missing, not ours, or of another version.
+        """
+        try:
+            content = json.loads(self.record_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunError(
+                f"expected a run folder with run.json at {self.path}, found none; `threecad fit` makes one"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.record_file} is not readable: {error}") from None
+        version = content.get("format") if isinstance(content, dict) else None
+        if not isinstance(version, int):
+            raise RunError(f"{self.record_file}: expected a run of ThreeCAD, found something else")
+        if version != FORMAT:
+            what = "update this one" if version > FORMAT else "fit it again"
+            raise RunError(
+                f"{self.path} was written by ThreeCAD {content.get('version')}: expected run format {FORMAT}, "
+                f"found {version}; {what}"
+            )
+        try:
+            return RunRecord.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise RunError(f"{self.record_file} is damaged: {where}: {first['msg']}") from None

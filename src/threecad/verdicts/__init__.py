@@ -1,0 +1,64 @@
+"""What is unusual among good parts, and what follows: shares, thresholds with a stated bound, verdicts, regions.
+
+Good parts' scores in (`good.py`), budgets in (`settings.py`, `verdict.toml`); thresholds by rank out (`bounds.py`), and
+with them OK, REVIEW or NG (`decide.py`) and the areas that good parts do not have (`areas.py`). `looks.py` notices
+images that cannot show a part; `plot.py` draws scores and thresholds. Nothing here knows of networks.
+"""
+
+from __future__ import annotations
+
+from threecad.verdicts.areas import AREAS_PX, Region, area_peaks, regions
+from threecad.verdicts.bounds import FEWEST_PARTS, Budget, Interval, Limit, limit, parts_needed, promised_shares
+from threecad.verdicts.decide import Escapes, Judged, Limits, Verdict, Verdicts, per_cent, promise
+from threecad.verdicts.good import (
+    Conditions,
+    GoodPart,
+    GoodScores,
+    good_share,
+    joined_parts,
+    refuse_other_conditions,
+    smallest_share,
+)
+from threecad.verdicts.looks import GoodLooks, Look, look, plausible
+from threecad.verdicts.lots import Lot, Lots, compare_lots
+from threecad.verdicts.plot import scores_plot
+from threecad.verdicts.settings import VerdictSettings, read_verdict, write_verdict
+
+__all__ = [
+    "AREAS_PX",
+    "FEWEST_PARTS",
+    "Budget",
+    "Conditions",
+    "Escapes",
+    "GoodLooks",
+    "GoodPart",
+    "GoodScores",
+    "Interval",
+    "Judged",
+    "Limit",
+    "Limits",
+    "Look",
+    "Lot",
+    "Lots",
+    "Region",
+    "Verdict",
+    "VerdictSettings",
+    "Verdicts",
+    "area_peaks",
+    "compare_lots",
+    "good_share",
+    "joined_parts",
+    "limit",
+    "look",
+    "parts_needed",
+    "per_cent",
+    "plausible",
+    "promise",
+    "promised_shares",
+    "read_verdict",
+    "refuse_other_conditions",
+    "regions",
+    "scores_plot",
+    "smallest_share",
+    "write_verdict",
+]
