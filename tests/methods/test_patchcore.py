@@ -30,9 +30,10 @@ def built(seed: int = 0, **changes: object) -> PatchCore:
 def fit(detector: PatchCore, images: Tensor, batch: int = 4) -> PatchCore:
     with torch.no_grad():
         for phase in detector.phases(textures=None):
+            sums = phase.empty_sums()
             for image in images.split(batch):
-                phase.observe(Batch(image, image, torch.zeros_like(image[:, :1])))
-            phase.conclude()
+                phase.observe(sums, Batch(image, image, torch.zeros_like(image[:, :1])))
+            phase.conclude(sums)
     return detector
 
 

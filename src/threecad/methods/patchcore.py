@@ -13,23 +13,22 @@ How it works
 
 Where each equation is
     (1-3) locally aware patches `nets.patches.PatchFeatures` · (4) M `nets.candidates.Candidates` · (5) coreset
-    `nets.patch_memory.greedy_coreset` · (6) nearest patch `PatchMemory.forward` · (7) weight of
-    the score `PatchMemory.rarity`
+    `nets.patch_memory.greedy_coreset` · (6) nearest patch `PatchMemory.forward` · (7) weight of the score
+    `PatchMemory.rarity`
 
 Differences
     from the paper
       - Images are resized to 224×224 and not cropped; the paper crops 224 out of 256 and loses the border's defects.
       - The paper does not say how many neighbours b re-weight the score; 9 is anomalib's choice.
       - Memory is bounded: at most `candidate_patches` are chosen from and `memory_patches` kept. The sets of MVTec AD
-        have fewer; of a larger set's patches a random choice is chosen from.
+        have fewer; of a larger set's patches a random choice is chosen from. What is kept is saved at its largest size.
     from the authors' code
       - The score is re-weighted by eq. (7), and distances are not squared; the code takes the largest squared distance.
       - Vectors are pooled before they are brought to the finer grid, not after: both are linear, along different axes.
       - Patches are projected for the coreset by a Gaussian matrix, not by a fresh linear layer's uniform one.
       - Maps and scores are not rescaled over the test set.
     from anomalib
-      - Its vectors are 3×3 means of each channel, 1536 of them; it upsamples patches by nearest neighbour in places of
-        older versions, and starts the coreset at one random patch.
+      - Its vectors are 3×3 means of each channel, 1536 of them, and its coreset starts at one random patch.
     ours, off in the `paper` preset
       - `neighbourhood_px`: a patch is compared only with patches that good parts have around its own place; each place
         has its share of the memory. What is good in one place is a defect in another, and less is searched.
@@ -162,7 +161,7 @@ class PatchCore(Detector):
         self.candidates = Candidates(self.height * self.width, values, config.candidate_patches)
         self.register_buffer("whiten", torch.eye(values) if config.whitened else None)
         self.register_buffer("unit", torch.ones(self.height * self.width))
-        self.smooth = GaussianBlur(config.sigma_px)
+        self.smooth = GaussianBlur(config.sigma_px, config.image_size)
 
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = distances, upsampled and smoothed; score = the largest, weighted by how rare its patch is."""
@@ -179,20 +178,19 @@ class PatchCore(Detector):
         return Prediction(anomaly_map, score.squeeze(1))
 
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
-        """A look at which parts there are, and one that remembers their patches."""
-        addresses = self.candidates.empty_addresses()
+        """Two passes over the good images: which parts there are, then their patches."""
+        candidates = self.candidates
         yield StatisticsPhase(
             "parts",
-            state=addresses,
-            observe=lambda batch: self.candidates.count_addresses(addresses, batch.image),
-            conclude=lambda: self.candidates.conclude_addresses(addresses),
+            candidates.empty_addresses,
+            observe=lambda sums, batch: candidates.count_addresses(sums, batch.image),
+            conclude=candidates.conclude_addresses,
         )
-        table = self.candidates.empty_table()
         yield StatisticsPhase(
             "memory",
-            state=table,
-            observe=lambda batch: self.candidates.add(table, batch.image, self.patches(batch.image).flatten(1, 2)),
-            conclude=lambda: self._remember(self.candidates.gathered(table)),
+            candidates.empty_table,
+            observe=lambda sums, batch: candidates.add(sums, batch.image, self.patches(batch.image).flatten(1, 2)),
+            conclude=lambda sums: self._remember(candidates.gathered(sums)),
         )
 
     def _remember(self, patches: Tensor) -> None:
