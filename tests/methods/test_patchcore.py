@@ -187,7 +187,7 @@ def test_what_is_good_in_one_place_is_odd_in_another_only_with_a_neighbourhood()
 def test_the_score_is_the_largest_distance_weighted_by_the_neighbours_of_the_nearest_patch(fitted: PatchCore) -> None:
     """Eqs. (6) and (7), retyped."""
     image = parts(3, seed=9)
-    memory = fitted.memory.bank[0, fitted.memory.squares[0].isfinite()].double().numpy()
+    memory = fitted.memory.bank[0, fitted.memory.squares[0] < patch_memory.NOWHERE].double().numpy()
     with torch.no_grad():
         score = fitted(image).score
     for patches, found in zip(every_patch(fitted, image).double().numpy(), score, strict=True):

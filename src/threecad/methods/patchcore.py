@@ -58,7 +58,7 @@ from threecad.nets.patch_memory import PatchMemory, greedy_coreset, k_means
 from threecad.nets.patches import PatchFeatures
 from threecad.nets.pyramid import Pyramid
 from threecad.records import Prediction
-from threecad.settings import BackboneConfig
+from threecad.settings import BackboneConfig, Size
 from threecad.synthesis import TextureSource
 
 STRIDE = 8  # image pixels between two patches
@@ -69,7 +69,7 @@ class PatchCoreConfig(BackboneConfig):
 
     grid = 16
 
-    image_size: tuple[int, int] = (224, 224)
+    image_size: Size = (224, 224)
     """Height and width in pixels that images are resized to; one number means a square."""
 
     strides: tuple[int, ...] = (8, 16)

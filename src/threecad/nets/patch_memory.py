@@ -14,6 +14,7 @@ from threecad.nets.maps import full_precision
 
 ROWS_AT_ONCE = 4096  # of a memory, while its nearest are looked for: what bounds the memory of a search
 CELLS_AT_ONCE = 64  # of a memory a position, while patches are chosen for it
+NOWHERE = 1e30  # the squared length of a patch that is not there: far from everything, yet finite
 STARTS = 10  # random patches from which the first of a greedy coreset is farthest
 PROJECTED = 128  # values to which vectors are projected while a greedy coreset is chosen
 ROUNDS = 8  # of Lloyd's algorithm
@@ -30,7 +31,7 @@ class PatchMemory(nn.Module):
     """
 
     bank: Tensor  # (cells, rows, D)
-    squares: Tensor  # (cells, rows): the squared length of each; infinite where no patch is kept
+    squares: Tensor  # (cells, rows): the squared length of each; `NOWHERE` where no patch is kept
 
     def __init__(self, grid: tuple[int, int], values: int, patches: int, reach: int | None) -> None:
         super().__init__()
@@ -38,7 +39,7 @@ class PatchMemory(nn.Module):
         self.reach = reach
         cells = 1 if reach is None else self.height * self.width
         self.register_buffer("bank", torch.zeros(cells, max(1, patches // cells), values))
-        self.register_buffer("squares", torch.full(self.bank.shape[:2], torch.inf))
+        self.register_buffer("squares", torch.full(self.bank.shape[:2], NOWHERE))
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Distance of each patch from the nearest one in memory, and that one's row: (B, P) twice.
@@ -67,7 +68,9 @@ class PatchMemory(nn.Module):
             closeness = self.squares.flatten() - 2 * nearest @ self.bank.flatten(0, 1).T
             closeness, around = closeness.topk(min(neighbours, closeness.shape[1]), dim=1, largest=False)
             distances = torch.linalg.vector_norm(tested.unsqueeze(1) - self._patches(around), dim=2)
-            distances = distances.masked_fill(closeness.isinf(), -torch.inf)  # fewer patches are kept than asked for
+            distances = distances.masked_fill(
+                closeness > NOWHERE / 2, -torch.inf
+            )  # fewer patches are kept than asked for
             distance = torch.linalg.vector_norm(tested - nearest, dim=1)
             return (1 - (distance - distances.logsumexp(dim=1)).exp()).clamp_min(0)
 
@@ -75,7 +78,7 @@ class PatchMemory(nn.Module):
         """Fill the memory with patches (cells, kept, D), of which there may be fewer than rows."""
         self.bank.zero_()
         self.bank[:, : patches.shape[1]] = patches
-        self.squares.fill_(torch.inf)
+        self.squares.fill_(NOWHERE)
         self.squares[:, : patches.shape[1]] = patches.square().sum(dim=2)
 
     def _patches(self, rows: Tensor) -> Tensor:
@@ -121,7 +124,7 @@ def nearest(vectors: Tensor, patches: Tensor, squares: Tensor) -> tuple[Tensor, 
     Args:
         vectors: x, (cells, N, D).
         patches: m, (cells, rows, D).
-        squares: |m|², (cells, rows); infinite for a row that is not to be found.
+        squares: |m|², (cells, rows); `NOWHERE` for a row that is not to be found.
 
     Returns:
         (cells, N) twice.
