@@ -75,6 +75,7 @@ METHODS = Registry(
                 group="E-b",
                 needs=("backbone",),
             ),
+            ours=("whitened",),
         ),
         "fastflow": Entry(
             "FastFlow",

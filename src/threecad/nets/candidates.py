@@ -70,13 +70,12 @@ class Candidates(nn.Module):
 
     def add(self, sums: Mapping[str, Tensor], image: Tensor, vectors: Tensor) -> None:
         """Add the patches (B, P, D) of images (B, 3, H, W) where they have a row, in place."""
-        address = self._addresses_of(image)
-        rank = torch.searchsorted(self.addresses, address)
-        known = self.addresses[rank.clamp_max(MOST_PARTS - 1)] == address
-        parts = max(self._count(), 1)
-        turn = torch.randint(parts, (self.positions,), generator=self.generator()).to(rank.device)
-        row = (rank.unsqueeze(1) + turn) % parts  # (B, P)
-        part, position = ((row < sums["count"].shape[1]) & known.unsqueeze(1)).nonzero(as_tuple=True)
+        parts = self._count()
+        rank = torch.searchsorted(self.addresses[:parts], self._addresses_of(image)).unsqueeze(1)  # (B, 1)
+        turn = torch.randint(max(parts, 1), (self.positions,), generator=self.generator()).to(rank.device)
+        row = (rank + turn) % max(parts, 1)  # (B, P)
+        has_row = (row < sums["count"].shape[1]) & (rank < parts)  # a part beyond the last address is not chosen from
+        part, position = has_row.nonzero(as_tuple=True)
         place = (position, row[part, position])
         sums["patches"].index_put_(place, vectors[part, position].double(), accumulate=True)
         sums["count"].index_put_(place, torch.ones_like(part, dtype=torch.float64), accumulate=True)
