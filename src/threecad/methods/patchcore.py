@@ -131,7 +131,6 @@ class PatchCore(Detector):
     batch = 2
     quick = Preset(
         method={
-            "image_size": (256, 256),
             "strides": (4, 8, 16),
             "patch": 1,
             "dimensions": 0,
