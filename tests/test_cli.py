@@ -19,6 +19,7 @@ import pytest
 
 from conftest import plant, save, scratch
 from threecad.cli import main
+from threecad.methods import METHODS
 
 TINY = [
     *("--set", "method.backbone=resnet10t.c3_in1k", "--set", "method.weights=random"),
@@ -102,7 +103,7 @@ def test_a_misspelt_command_or_option_is_answered_with_the_nearest(ask: Ask) -> 
 
 def test_methods_lists_every_method_with_its_paper(ask: Ask) -> None:
     lines = ask("methods").out.splitlines()
-    assert len(lines) == 1 + 11
+    assert len(lines) == 1 + len(METHODS)
     assert any(line.startswith("cfrg ") and "3CAD: A Large-Scale" in line and "AAAI 2025" in line for line in lines)
 
 

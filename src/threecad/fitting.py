@@ -16,6 +16,7 @@ from threecad.data.loading import Progress
 from threecad.detector import Detector
 from threecad.devices import best_device, hardware, resolve_precision
 from threecad.errors import RunError
+from threecad.files import as_text
 from threecad.fit_data import FitData, framing_of, listed_exclusions, read_fit_data
 from threecad.fit_plan import FitPlan, plan_fit
 from threecad.framing import Framing
@@ -151,7 +152,7 @@ def _describe(
         texture_source=plan.textures,
         data_fingerprint=data.fingerprint,
         exclusions=listed_exclusions(settings.data.exclude),
-        holdout=[data.categories[0].path_in_root(sample.image) for sample in data.held_out],
+        holdout=[as_text(data.categories[0].path_in_root(sample.image)) for sample in data.held_out],
     )
 
 

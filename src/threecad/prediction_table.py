@@ -12,6 +12,9 @@ from typing import Any
 from threecad.errors import FileError, RunError
 from threecad.files import read_json, replacing, sweep, write_json, writing
 
+ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+"""File names need not be UTF-8: their bytes go into the table as they are."""
+
 COLUMNS = ("image", "score", "good_share", "map", "overlay", "error")
 
 
@@ -58,13 +61,13 @@ class PredictionTable:
         if not self.resume:
             self._remove_earlier()
         write_json(self.about_file, self.about)
-        with replacing(self.file) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        with replacing(self.file) as temporary, temporary.open("w", **ENCODING) as stream:
             rows = csv.writer(stream, lineterminator="\n")
             rows.writerow(COLUMNS)
             rows.writerows([row[name] for name in COLUMNS] for row in kept)
         self.done = {row["image"] for row in kept}
         with writing(self.file):
-            self.stream = self.file.open("a", encoding="utf-8", errors="surrogateescape", newline="")
+            self.stream = self.file.open("a", **ENCODING)
         self.rows = csv.writer(self.stream, lineterminator="\n")
         return self
 
