@@ -247,6 +247,17 @@ def test_parts_in_one_pose_are_not_called_copies():
     assert groups_alike([]) == groups_alike(looks[:1]) == []
 
 
+def test_of_few_pictures_nothing_is_said_but_of_equal_files(tree):
+    good = tree / "plate" / "train" / "good"
+    for path in good.iterdir():
+        path.unlink()
+    save(good / "000.png", textured(1))
+    Image.fromarray(textured(1)).resize((96, 72)).save(good / "001.png")
+    shutil.copy(good / "000.png", good / "002.png")
+    alike = [what for _, _, what in found(good) if "looks the same" in what or "bytes" in what]
+    assert alike == ["expected different images, found the bytes of 000.png"]
+
+
 def test_groups_of_copies_do_not_depend_on_how_many_are_compared_at_a_time(monkeypatch):
     looks = [look_of(textured(seed)) for seed in range(20)]
     looks += [look_of(np.clip(textured(seed) // 2 + 60, 0, 255).astype(np.uint8)) for seed in (3, 11)]

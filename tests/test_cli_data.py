@@ -70,6 +70,13 @@ def test_stats_prints_both_tables_and_writes_the_figures(ask: Ask, tree: Path, t
     assert json.loads(ask("stats", tree, "--json")[1])["categories"][0]["train"] == 12
 
 
+def test_images_of_a_line_camera_are_allowed_by_an_option(ask: Ask, tree: Path) -> None:
+    for command in ("verify", "stats"):
+        code, out, err = ask(command, tree, "--max-pixels", 3071)
+        assert code == 2 and "--set data.max_pixels=3072 allows it" in out + err
+        assert ask(command, tree, "--max-pixels", 3072)[0] == 0
+
+
 def test_import_writes_a_tree_that_verify_accepts(ask: Ask, tmp_path: Path) -> None:
     parts = tmp_path / "covers"
     for number in range(16):

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from threecad.data.loading import Rows
@@ -281,42 +280,3 @@ def test_the_exported_program_equals_the_detector_and_survives_saving(fitted: Fi
     scale = expected.anomaly_map.abs().max()
     torch.testing.assert_close(found[0], expected.anomaly_map, rtol=0, atol=1e-5 * scale)
     torch.testing.assert_close(found[1], expected.score, rtol=1e-4, atol=1e-5 * scale)
-
-
-PACE: dict[str, tuple[int, dict[str, object]]] = {
-    "rd": (60, {}),
-    "cfrg": (60, {"image_size": (64, 64), "learning_rate": 1e-3}),
-    "draem": (80, {"learning_rate": 2e-3}),
-    "destseg": (120, {}),
-    "realnet": (80, {"learning_rate": 1e-3, "width_ratio": 0.125, "standardised": True}),
-}
-"""Steps and settings of the methods for which 40 steps at the paper's rate are no beginning yet."""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
-def test_after_a_short_fit_a_planted_defect_outscores_the_good_part_and_bf16_ranks_alike(
-    name: str, tmp_path: Path
-) -> None:
-    steps, changes = PACE.get(name, (40, {}))
-    detector = build(name, **changes)
-    height, width = size = detector.config.image_size
-    settings = TrainingSettings(batch=4, steps=steps, schedule="one_cycle", seed=1)
-    fabric = Fabric(accelerator="cpu", devices=1)
-    textures = ProceduralTextures()
-    plan = plan_fit(detector, textures, settings, 16)
-    train(detector, rows(parts(16, size)), textures, settings, plan, RunFolder(tmp_path), fabric)
-
-    good = parts(4, size, seed=7)
-    bad, side = good.copy(), height // 4
-    generator = np.random.default_rng(0)
-    for part in bad:
-        row, column = generator.integers(8, height - side - 8), generator.integers(8, width - side - 8)
-        part[row : row + side, column : column + side] = generator.integers(0, 256, (side, side, 3))
-    with torch.no_grad():
-        of_good, of_bad = detector(to_tensor(good, CPU)), detector(to_tensor(bad, CPU))
-        with torch.autocast("cpu", torch.bfloat16):
-            rough = detector(to_tensor(bad, CPU))
-    assert (of_bad.score > of_good.score).all(), f"good {of_good.score}, with a defect {of_bad.score}"
-    for exact, other in zip(of_bad.anomaly_map, rough.anomaly_map, strict=True):
-        assert spearmanr(exact.flatten(), other.flatten()).statistic > 0.98

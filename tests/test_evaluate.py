@@ -14,7 +14,7 @@ from PIL import Image
 from threecad.data.loading import load_images, load_masks
 from threecad.data.readers import Category, read_category
 from threecad.devices import resolve_precision
-from threecad.errors import DataError, MetricError
+from threecad.errors import DataError, MetricError, SettingsError
 from threecad.evaluation import METRICS, PIXEL_METRICS, Seen, evaluate, with_mean
 from threecad.images import resize_map
 from threecad.inference import load
@@ -167,8 +167,16 @@ def test_good_share_is_the_share_of_good_parts_that_look_as_odd() -> None:
     assert good_share(1, []) == 1
 
 
-def test_precision_is_what_was_asked_for_or_what_the_machine_has() -> None:
+@pytest.mark.parametrize("native", [True, False])
+def test_precision_is_what_was_asked_for_or_what_the_machine_has(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    assert resolve_precision("float32", torch.device("cpu")) == "float32"
-    assert resolve_precision("auto", torch.device("cpu")) in ("float32", "bf16")
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("threecad.devices.has_native_bf16", lambda device: native)
+    assert resolve_precision("float32", cpu) == "float32"
+    assert resolve_precision("auto", cpu) == ("bf16" if native else "float32")
+    if native:
+        assert resolve_precision("bf16", cpu) == "bf16"
+    else:
+        with pytest.raises(SettingsError, match="bf16 has no native support on this cpu; use float32"):
+            resolve_precision("bf16", cpu)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,14 @@ def test_btad_s_test_images_alone_are_found(btad):
         folder.rmdir()
         folder.parent.rmdir()
     assert list_categories(btad) == ["01", "02"]
+    assert counts(btad, "01") == (0, 0, {"good": 2, "ko": 2})
+
+
+def test_test_images_of_a_plain_tree_alone_are_not_taken_for_btad_s(tmp_path):
+    root = plant(tmp_path / "data")
+    shutil.rmtree(root / "plate" / "train")
+    assert reader_of(root).title.startswith("3CAD")
+    assert counts(root) == (0, 0, {"good": 4, "scratch": 4})
 
 
 def test_mvtec_ad_2_keeps_its_validation_images_aside_and_its_masks_beside_the_public_test(tmp_path):
@@ -323,3 +332,30 @@ def test_a_mask_of_another_size_in_any_layout_is_named(loco):
     logical = [sample for sample in read_category(loco).test if sample.defect == "logical_anomalies"]
     with pytest.raises(DataError, match=r"001\.png: expected the size of its image, 48×64, found 10×10"):
         load_masks(logical, (48, 64))
+
+
+# --- what a fit makes of them ----------------------------------------------------------------------------------------
+
+
+TINY = {"method": {"backbone": "resnet10t.c3_in1k", "weights": "random", "image_size": 64, "features": 12}}
+
+
+def test_a_fit_refuses_test_images_alone_before_it_makes_anything(tmp_path):
+    from threecad.fitting import fit
+
+    root = plant(tmp_path / "data")
+    shutil.rmtree(root / "plate" / "train")
+    with pytest.raises(DataError, match="expected good images in train/good, found none"):
+        fit("padim", root, tmp_path / "run", settings=TINY)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_fit_keeps_a_set_s_own_validation_images_aside_and_learns_from_all_others(tmp_path):
+    from threecad.fitting import fit
+
+    root = plant(tmp_path / "data")
+    for number in range(3):
+        save(root / "plate" / "validation" / "good" / f"{number}.png", plate(70 + number))
+    fit("padim", root, tmp_path / "run", settings=TINY)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert len(record["good_scores"]["plate"]) == 3

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import _register_namedtuple
 
-from threecad.errors import DataError
+from threecad.errors import DataError, SettingsError
 from threecad.records import Batch, Paper, Prediction
 from threecad.schedules import Schedule, constant
-from threecad.settings import MethodConfig
+from threecad.settings import AUTO, MethodConfig
 from threecad.synthesis import Synthesizer, TextureSource
 
 # So that exported programs can be saved; PyTorch's public registration takes dataclasses only.
@@ -111,6 +111,11 @@ class Detector(nn.Module, ABC):
 
     def __init__(self, config: MethodConfig) -> None:
         super().__init__()
+        if config.image_size == AUTO:
+            raise SettingsError(
+                "setting 'method.image_size': 'auto' is settled by a fit, from the parts' shape; "
+                "expected a height and a width here"
+            )
         self.config = config
 
     def __call__(self, image: Tensor) -> Prediction:

@@ -16,16 +16,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from threecad.checkpoint import load_detector
-from threecad.data.loading import Progress, content_hashes, load_images, load_masks
+from threecad.data.loading import Progress, content_hashes, load_frames, load_masks
 from threecad.data.readers import Category, fingerprint, list_categories, read_category
 from threecad.errors import DataError, FileError, MetricError
 from threecad.files import write_json
-from threecad.images import resize_map
-from threecad.inference import predictor_of
+from threecad.images import image_size, limit_of
+from threecad.inference import predictor_of, recorded_framing
 from threecad.methods import METHODS
 from threecad.metrics.image import image_scores
 from threecad.metrics.pixel import pixel_scores
-from threecad.predictor import Found, Predictor, predict_all
+from threecad.predictor import Found, Predictor
 from threecad.records import Sample
 from threecad.runs import RunFolder, RunRecord
 
@@ -50,7 +50,7 @@ class Seen(NamedTuple):
     """A test image with what was found in it."""
 
     sample: Sample
-    pixels: np.ndarray  # (H, W, 3) uint8 at the detector's image size
+    pixels: np.ndarray  # (H, W, 3) uint8, the last frame: the whole picture where it is looked at
     found: Found
     mask: np.ndarray  # (h, w) uint8 of 0 and 1 at the evaluation's size
 
@@ -85,12 +85,13 @@ def evaluate_run(
     """
     folder, root = RunFolder(Path(run)), Path(data)
     detector, record = load_detector(folder)
-    predictor = predictor_of(detector, record, device=device, precision=precision, notify=notify)
+    framing = recorded_framing(folder, record)
+    predictor = predictor_of(detector, record, framing, device=device, precision=precision, notify=notify)
     scores = []
     for name in choose_categories(record, root, categories):
         category = _without_exclusions(read_category(root, name), record)
         if counting:  # the pack that `evaluate` will find in the cache
-            load_images(category.test, predictor.image_size, counting(f"decoding {category.name}"))
+            load_frames(category.test, framing, counting(f"decoding {category.name}"), predictor.decoding)
         shown = counting(f"scoring {category.name}") if counting else None
         scores.append(evaluate(predictor, record, category, progress=shown, on_image=on_image))
     content: dict[str, Any] = finite(with_mean(scores))
@@ -154,18 +155,19 @@ def evaluate(
     if not any(sample.is_defect for sample in test) or all(sample.is_defect for sample in test):
         counts = f"{sum(not s.is_defect for s in test)} good and {sum(s.is_defect for s in test)} defective"
         raise MetricError(f"category '{category.name}': expected good and defective test images, found {counts}")
-    images = load_images(test, predictor.image_size)
-    masks = load_masks(test, size)
+    frames = load_frames(test, predictor.view, decoding=predictor.decoding)
+    sizes = [image_size(sample.image, **limit_of(predictor.decoding)) for sample in test]
+    masks = load_masks(test, size, decoding=predictor.decoding)
     labels = np.array([sample.is_defect for sample in test])
     vanished = labels & ~masks.reshape(len(masks), -1).any(axis=1) & category.has_masks
 
     scores = np.empty(len(test))
     with _MapsOnDisk(len(test), size) as maps:
-        for index, found in enumerate(predict_all(predictor.network, images)):
+        for index, found in enumerate(predictor.inspect(zip(frames, sizes, strict=True))):
             scores[index] = found.score
-            maps[index] = resize_map(found.anomaly_map, size)
+            maps[index] = found.at(size)
             if on_image:
-                on_image(Seen(test[index], images[index], found, masks[index]))
+                on_image(Seen(test[index], frames[index, -1], found, masks[index]))
             if progress:
                 progress(index + 1, len(test))
         by_image = asdict(image_scores(scores, labels))

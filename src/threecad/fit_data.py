@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from threecad.data.loading import Progress, Rows, content_hashes, load_images
+from threecad.data.loading import Progress, Rows, content_hashes, load_frames
 from threecad.data.readers import Category, exclude, fingerprint, read_categories
+from threecad.data.roi import mean_colour, read_region
 from threecad.errors import DataError
+from threecad.framing import Framing, Tiles
+from threecad.images import Decoding, decoding_of, image_size, limit_of
 from threecad.methods import METHODS
 from threecad.records import Sample
 from threecad.settings import Settings
+
+SAME_SHAPE = 0.02
+"""Logarithm of the ratio of two aspects that count as one: a pixel or two of cropping."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +30,29 @@ class FitData:
     learnt: list[Sample]
     held_out: list[Sample]
     fingerprint: str
+    sizes: list[tuple[int, int]]  # of the learnt images as they are on disk, height and width
+    decoding: Decoding
 
-    def pixels(self, samples: Sequence[Sample], size: tuple[int, int], progress: Progress | None) -> Rows:
-        """Rows of the pack of all good images, so that another hold-out decodes nothing anew."""
-        everything = [sample for category in self.categories for sample in category.train]
+    def shape(self, notify: Callable[[str], None]) -> tuple[float, float]:
+        """The median shape of the learnt images, as height and width; says where they are not all alike."""
+        aspects = np.log([height / width for height, width in self.sizes])
+        if np.ptp(aspects) > SAME_SHAPE:
+            low, high = np.exp(aspects.min()), np.exp(aspects.max())
+            notify(f"the parts differ in shape (height/width {low:.2f} to {high:.2f}): all get the median one")
+        return float(np.exp(np.median(aspects))), 1.0
+
+    def pixels(self, samples: Sequence[Sample], framing: Framing, progress: Progress | None) -> Rows:
+        """What a network sees of some of the good images: rows of the pack of all, frame after frame.
+
+        The pack is that of all good images, so that another hold-out decodes nothing anew.
+        """
+        everything = [sample for category in self.categories for sample in (*category.train, *category.validation)]
+        pack = load_frames(everything, framing, progress, self.decoding)
         chosen = {sample.image for sample in samples}
-        wanted = [index for index, sample in enumerate(everything) if sample.image in chosen]
-        return Rows(load_images(everything, size, progress), np.array(wanted, dtype=np.int64))
+        wanted = np.array([index for index, one in enumerate(everything) if one.image in chosen], dtype=np.int64)
+        count = pack.shape[1]
+        rows = (wanted[:, None] * count + np.arange(count)).ravel()
+        return Rows(pack.reshape(-1, *pack.shape[2:]), rows, framing.inside(self.sizes[0]))
 
 
 def read_fit_data(method: str, root: Path, names: Sequence[str], settings: Settings) -> FitData:
@@ -54,11 +76,41 @@ def read_fit_data(method: str, root: Path, names: Sequence[str], settings: Setti
     learnt: list[Sample] = []
     held_out: list[Sample] = []
     for category in categories:
-        kept, aside = hold_out(category.train, settings.data.holdout, settings.training.seed)
+        if category.validation:
+            kept, aside = list(category.train), list(category.validation)
+        else:
+            kept, aside = hold_out(category.train, settings.data.holdout, settings.training.seed)
         learnt += kept
         held_out += aside
     hashes = dict(zip([s.image for s in learnt], content_hashes([s.image for s in learnt]), strict=True))
-    return FitData(categories, learnt, held_out, fingerprint(learnt, hashes.__getitem__))
+    decoding = decoding_of(settings.data.model_dump())
+    limit = limit_of(decoding)
+    sizes = [image_size(sample.image, **limit) for sample in learnt]
+    prints = fingerprint(learnt, hashes.__getitem__)
+    return FitData(categories, learnt, held_out, prints, sizes, decoding)
+
+
+def framing_of(settings: Settings, data: FitData) -> Framing:
+    """What of a part the network is to see, by the settings' region of interest and tiles.
+
+    Raises:
+        DataError: a region that covers nothing or is not the images' size, tiles larger than an image.
+    """
+    chosen, size = settings.data, settings.method.image_size
+    tiles = None
+    if chosen.tiles is not None or chosen.tile_px is not None:
+        tiles = Tiles(chosen.tiles, chosen.tile_px, chosen.tile_overlap, chosen.whole)
+        tiles.boxes(data.sizes[0])
+    region = None
+    if chosen.roi is not None:
+        region = read_region(chosen.roi)
+        for sample, own in zip(data.learnt, data.sizes, strict=True):
+            try:
+                region.at(own)
+            except DataError as error:
+                raise DataError(f"{sample.image}: {error}") from None
+        region = replace(region, fill=mean_colour(data.learnt, region, size))
+    return Framing(size, region, tiles)
 
 
 def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 
@@ -15,15 +16,19 @@ from threecad.data.loading import Progress
 from threecad.detector import Detector
 from threecad.devices import best_device, hardware, resolve_precision
 from threecad.errors import RunError
-from threecad.fit_data import FitData, listed_exclusions, read_fit_data
+from threecad.fit_data import FitData, framing_of, listed_exclusions, read_fit_data
 from threecad.fit_plan import FitPlan, plan_fit
-from threecad.inference import predict
+from threecad.framing import Framing
+from threecad.images import image_size, limit_of, write_png
+from threecad.inference import predictor_of
 from threecad.methods import METHODS
 from threecad.nets.weights import file_sha256
-from threecad.presets import departures, resolve_settings
+from threecad.predictor import Found, Predictor
+from threecad.presets import departures, resolve_settings, settle_sizes, size_on_grid
+from threecad.records import Sample
 from threecad.resuming import compare_conditions, refuse_other_settings
 from threecad.runs import RunFolder, RunRecord
-from threecad.settings import Settings
+from threecad.settings import AUTO, Settings
 from threecad.synthesis.textures import texture_source
 from threecad.tensors import own_randomness, seed_everything
 from threecad.training import Callback, train
@@ -63,41 +68,50 @@ def fit(
         ThreeCADError: whatever the user can mend.
         Interrupted: Ctrl-C; `resume` goes on.
     """
-    run, resolved = RunFolder(Path(out)), resolve_settings(method, settings or {})
-    fabric = _fabric(resolved)
+    run, requested = RunFolder(Path(out)), resolve_settings(method, settings or {})
+    fabric = _fabric(requested)
     before = run.read_record() if resume and run.is_started else None
+    if not before and fabric.global_rank == 0:
+        run.refuse_unless_free()  # with `resume`, too: a folder without a record is nothing to go on with
+    found = read_fit_data(method, Path(data), categories, requested)
+    shape = found.shape(notify) if requested.method.image_size == AUTO else (1.0, 1.0)
+    size = size_on_grid(shape, requested.method.pixels, requested.method.grid)
+    resolved = settle_sizes(requested, size)
     if before:
         refuse_other_settings(before, method, resolved)
-    elif fabric.global_rank == 0:
-        run.refuse_unless_free()  # with `resume`, too: a folder without a record is nothing to go on with
-    found = read_fit_data(method, Path(data), categories, resolved)
+    framing = framing_of(resolved, found)
     textures = texture_source(resolved.data.textures)
     fabric.launch()
     device = best_device() if fabric.world_size == 1 else fabric.device
     with own_randomness():
         seed_everything((resolved.training.seed, _BUILD), device)
         detector = METHODS[method](resolved.method)
-        plan = plan_fit(detector, textures, resolved.training, len(found.learnt))
+        plan = plan_fit(detector, textures, resolved.training, len(found.learnt) * len(framing.boxes(found.sizes[0])))
         record = _describe(method, resolved, found, plan, detector, fabric)
+        record.departures = departures(method, requested)
+        if framing.region is not None:
+            record.region_fill, record.region_is_exact = framing.region.fill, framing.region.is_exact
         if before:
             compare_conditions(before, record, inexact, notify)
             if before.finished:
                 notify(f"{run.path} is finished already")
                 return load_detector(run)[0]
-        size = resolved.method.image_size
+        height, width = resolved.method.image_size
         notify(
-            f"{method} learns from {len(found.learnt)} good images, {len(found.held_out)} are kept aside; "
-            f"{plan.optimizer_steps} steps of {plan.batch} in {record.precision}"
+            f"{method} at {height}×{width} px learns from {len(found.learnt)} good images, "
+            f"{len(found.held_out)} are kept aside; {plan.optimizer_steps} steps of {plan.batch} in {record.precision}"
         )
-        images = found.pixels(found.learnt, size, progress)  # first: a broken image leaves no folder behind
+        images = found.pixels(found.learnt, framing, progress)  # first: a broken image leaves no folder behind
         if fabric.is_global_zero:
             run.create(record, resolved)
+            if framing.region is not None:
+                write_png(run.region_file, 255 * framing.region.mask.astype(np.uint8))
         fabric.barrier()
         detector = detector.to(fabric.device).to(memory_format=torch.channels_last)
         seconds = train(detector, images, textures, resolved.training, plan, run, fabric, callback)
     if fabric.is_global_zero:
         record.duration_s = round(seconds, 1)
-        _look_at_good_parts(detector, record, found, size, progress)
+        _look_at_good_parts(detector, record, found, framing, progress)
         save_detector(run, detector, record)
     fabric.barrier()
     return detector.eval()
@@ -127,7 +141,6 @@ def _describe(
         settings=settings.as_tables(),
         seed=settings.training.seed,
         preset=settings.training.preset,
-        departures=departures(method, settings),
         precision=resolve_precision(settings.training.precision, fabric.device),
         threads=torch.get_num_threads(),
         devices=fabric.world_size,
@@ -143,20 +156,49 @@ def _describe(
 
 
 def _look_at_good_parts(
-    detector: Detector, record: RunRecord, data: FitData, size: tuple[int, int], progress: Progress | None
+    detector: Detector, record: RunRecord, data: FitData, framing: Framing, progress: Progress | None
 ) -> None:
     """Keep in the record what the detector says of the good parts kept aside, category by category.
+
+    Where a part is several frames, the units of their maps come first: from the parts kept aside, or from those learnt
+    where there are none.
 
     Raises:
         RunError: a score is not finite.
     """
+    device = str(next(detector.parameters()).device)
+    bare = predictor_of(detector, record, framing, device=device, precision=record.precision)
+    if not framing.is_plain:
+        record.map_units = _map_units(bare, data, data.held_out or data.learnt, framing, progress)
+    predictor = predictor_of(detector, record, framing, device=device, precision=record.precision)
     scores: dict[str, list[float]] = {name: [] for name in record.categories}
     peaks: dict[str, list[float]] = {name: [] for name in record.categories}
-    pixels = data.pixels(data.held_out, size, progress)
-    for sample, found in zip(data.held_out, predict(detector, pixels, record.precision), strict=True):
+    for sample, found in zip(data.held_out, _seen(predictor, data, data.held_out, framing, progress), strict=True):
         peak = float(found.anomaly_map.max())
         if not (math.isfinite(found.score) and math.isfinite(peak)):
             raise RunError(f"expected a finite score of the good part {sample.image}, found {found.score}; fit anew")
         scores[sample.category].append(found.score)
         peaks[sample.category].append(peak)
     record.good_scores, record.good_peaks = scores, peaks
+
+
+def _map_units(
+    predictor: Predictor, data: FitData, samples: Sequence[Sample], framing: Framing, progress: Progress | None
+) -> dict[str, tuple[float, float]]:
+    """Centre and spread, by kind of frame, of the peaks of good parts' maps."""
+    peaks: dict[str, list[float]] = {}
+    for found in _seen(predictor, data, samples, framing, progress):
+        for kind, anomaly_map in zip(framing.kinds(found.size), found.maps, strict=True):
+            peaks.setdefault(kind, []).append(float(anomaly_map.max()))
+    return {kind: (float(np.median(values)), float(np.std(values))) for kind, values in peaks.items()}
+
+
+def _seen(
+    predictor: Predictor, data: FitData, samples: Sequence[Sample], framing: Framing, progress: Progress | None
+) -> Iterator[Found]:
+    """What is found in each of some good images, in order."""
+    rows = data.pixels(samples, framing, progress)
+    sizes = [image_size(sample.image, **limit_of(data.decoding)) for sample in samples]
+    count = len(rows) // max(len(samples), 1)
+    pictures = ((rows[np.arange(k * count, (k + 1) * count)], size) for k, size in enumerate(sizes))
+    return predictor.inspect(pictures)

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -32,6 +33,9 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 MAX_PIXELS = 89_478_485
 """Pixels of the largest image that is read unless the caller allows more: a quarter of a GiB of 24-bit colour."""
+
+Decoding = Mapping[str, Any]
+"""How files become pixels: keywords of `read_image`."""
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # Pillow knows many more, some of which start other programs
 _SIGNATURES = {  # what else lies in files that are called .png, by their first bytes
@@ -54,6 +58,16 @@ _UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
+
+
+def decoding_of(data: Mapping[str, Any]) -> Decoding:
+    """What the table [data] of a run's settings says of decoding; what it leaves open stays as `read_image` has it."""
+    return {name: data[name] for name in ("bits", "max_pixels") if data.get(name) is not None}
+
+
+def limit_of(decoding: Decoding) -> dict[str, int]:
+    """What of the decoding concerns headers and masks, too."""
+    return {name: value for name, value in decoding.items() if name == "max_pixels"}
 
 
 def read_image(
@@ -244,8 +258,8 @@ def _refuse_unusable(image: Image.Image, path: Path, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
         raise DataError(
-            f"{path} cannot be read: expected at most {max_pixels} pixels, found {height}×{width}\n"
-            f"If it is what it says, allow it with --set data.max_pixels={width * height}"
+            f"{path} cannot be read: expected at most {max_pixels} pixels, found {height}×{width}; "
+            f"--set data.max_pixels={width * height} allows it"
         )
     pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
     if pages > 1:

@@ -8,12 +8,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from threecad import devices
 from threecad.checkpoint import load_detector
 from threecad.detector import Detector
-from threecad.devices import autocast, best_device, choose_device, has_native_bf16, resolve_precision
+from threecad.devices import autocast, best_device, choose_device, resolve_precision
+from threecad.errors import DataError, RunError
+from threecad.framing import Framing, MapUnits, Region, Tiles
+from threecad.images import decoding_of, read_mask
 from threecad.predictor import BATCH, Found, GoodParts, Picture, Predictor, Result, predict_all
 from threecad.records import Prediction
 from threecad.runs import RunFolder, RunRecord
+from threecad.settings import DataSettings
 from threecad.tensors import to_tensor
 
 
@@ -56,22 +61,25 @@ def load(
         RunError: there is no finished run, or it does not fit this version.
         SettingsError: a device or a precision that this machine does not have.
     """
-    detector, record = load_detector(RunFolder(Path(run)))
-    return predictor_of(detector, record, device=device, precision=precision, notify=notify)
+    folder = RunFolder(Path(run))
+    detector, record = load_detector(folder)
+    framing = recorded_framing(folder, record)
+    return predictor_of(detector, record, framing, device=device, precision=precision, notify=notify)
 
 
 def predictor_of(
     detector: Detector,
     record: RunRecord,
+    framing: Framing,
     *,
     device: str | None = None,
     precision: str | None = None,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Predictor:
-    """The predictor of a detector and the record of its fit; arguments as of `load`."""
+    """The predictor of a detector, the record of its fit and what it sees of a picture; arguments as of `load`."""
     chosen = choose_device(device)
     if precision is None:
-        precision = record.precision if record.precision == "float32" or has_native_bf16(chosen) else "float32"
+        precision = record.precision if record.precision == "float32" or devices.has_native_bf16(chosen) else "float32"
     network = TorchNetwork(detector, precision, chosen)
     if network.precision != record.precision:
         notify(
@@ -81,7 +89,30 @@ def predictor_of(
     good = {
         name: GoodParts(record.good_scores.get(name, []), record.good_peaks.get(name, [])) for name in record.categories
     }
-    return Predictor(network, record.method, good)
+    units = {kind: MapUnits(*values) for kind, values in record.map_units.items()}
+    decoding = decoding_of(record.settings["data"])
+    return Predictor(network, record.method, good, framing, units, decoding)
+
+
+def recorded_framing(folder: RunFolder, record: RunRecord) -> Framing:
+    """What of a picture the detector of a run sees.
+
+    Raises:
+        RunError: the region of interest is not there.
+    """
+    data = DataSettings(**record.settings["data"])
+    tiles = None
+    if data.tiles is not None or data.tile_px is not None:
+        tiles = Tiles(data.tiles, data.tile_px, data.tile_overlap, data.whole)
+    region = None
+    if record.region_fill is not None:
+        try:
+            mask = read_mask(folder.region_file).astype(bool)
+        except DataError as error:
+            raise RunError(f"the run's region of interest is missing or damaged: {error}") from None
+        region = Region(mask, record.region_fill, record.region_is_exact)
+    height, width = record.settings["method"]["image_size"]
+    return Framing((height, width), region, tiles)
 
 
 def predict_pictures(run: Path | str, inputs: Picture | Sequence[Picture]) -> Result | list[Result]:

@@ -58,6 +58,10 @@ class Batch:
     augmented: Tensor  # (B, 3, H, W) with synthetic anomalies; equals `image` where the method asks for none
     mask: Tensor  # (B, 1, H, W) 1 where an anomaly was put
 
+    def altered_within(self, inside: Tensor) -> Batch:
+        """The same batch without the alterations outside the region of interest, (B, 1, H, W) of bool."""
+        return Batch(self.image, self.augmented.where(inside, self.image), self.mask * inside)
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
         return Batch(self.image.to(device), self.augmented.to(device), self.mask.to(device))

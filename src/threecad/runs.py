@@ -6,6 +6,7 @@
         detector.safetensors    every tensor that the backbone's file does not hold
         backbone.safetensors    the pretrained backbone, where there is one: hard link or copy
         state.safetensors       while unfinished: model and optimisers, to resume from
+        roi.png                 the region of interest, where there is one
         scores.json             written by `evaluate`
 
 Nothing here needs torch: a run can be shown without loading it.
@@ -62,6 +63,9 @@ class RunRecord(BaseModel):
     holdout: list[str] = Field(default_factory=list)  # good images kept aside, relative to the data root
     good_scores: dict[str, list[float]] = Field(default_factory=dict)  # of those, by category
     good_peaks: dict[str, list[float]] = Field(default_factory=dict)  # the largest value of each of their maps
+    region_fill: tuple[int, int, int] | None = None  # the colour outside roi.png
+    region_is_exact: bool = True  # made for pictures of its own size
+    map_units: dict[str, tuple[float, float]] = Field(default_factory=dict)  # centre and spread of good parts' peaks
     resumed_inexactly: list[str] = Field(default_factory=list)  # conditions that changed while it was fitted
     duration_s: float = 0.0
     finished: bool = False
@@ -81,6 +85,7 @@ class RunFolder:
         self.detector_file = path / "detector.safetensors"
         self.backbone_file = path / "backbone.safetensors"
         self.state_file = path / "state.safetensors"
+        self.region_file = path / "roi.png"
         self.scores_file = path / "scores.json"
 
     @property

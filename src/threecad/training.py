@@ -228,11 +228,14 @@ class _Loop:
 
     def _synthesised(self, index: int, phase: Phase, position: int, chosen: np.ndarray) -> Batch:
         generator = seed_everything((self.settings.seed, index, position, self.fabric.global_rank), self.fabric.device)
-        image = to_tensor(self.images[np.sort(chosen)], self.fabric.device)
+        rows = np.sort(chosen)
+        image = to_tensor(self.images[rows], self.fabric.device)
         if phase.synthesizer is None:
             return Batch(image, image, image.new_zeros(len(image), 1, *image.shape[-2:]))
         with torch.no_grad():
-            return phase.synthesizer(image, generator)
+            batch = phase.synthesizer(image, generator)
+        inside = self.images.inside_of(rows)
+        return batch if inside is None else batch.altered_within(torch.from_numpy(inside[:, None]).to(image.device))
 
     def _schedule(self, phase: GradientPhase) -> Schedule:
         return one_cycle() if self.settings.schedule == "one_cycle" else phase.schedule

@@ -17,6 +17,8 @@ Root = Annotated[
     Path, Argument(metavar="ROOT", help="Data root, category folder, or plain folder.", show_default=False)
 ]
 
+MaxPixels = Annotated[int | None, Option(metavar="N", min=1, help="As data.max_pixels.", show_default=False)]
+
 
 @app.command()
 def verify(
@@ -29,9 +31,7 @@ def verify(
         int | None, Option(metavar="PX", min=1, help="Name the defects that vanish at this size.", show_default=False)
     ] = None,
     bits: Annotated[int, Option(min=9, max=16, help="As data.bits.")] = 16,
-    max_pixels: Annotated[
-        int | None, Option(metavar="N", min=1, help="As data.max_pixels.", show_default=False)
-    ] = None,
+    max_pixels: MaxPixels = None,
     exclusions: Annotated[
         Path | None,
         Option("--write-exclusions", metavar="FILE", help="List what is to be left out, for data.exclude."),
@@ -69,14 +69,16 @@ def stats(
     figures: Annotated[
         Path | None, Option(metavar="DIR", help="Write both histograms there, as SVG and CSV.", show_default=False)
     ] = None,
+    max_pixels: MaxPixels = None,
     as_json: Annotated[bool, Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """The paper's Tables 1 and 2, and the histograms of its third figure."""
     from threecad.data.figures import write_figures
     from threecad.data.readers import read_categories
     from threecad.data.statistics import HEADER, HEADER_2, measure
+    from threecad.images import MAX_PIXELS
 
-    statistics = measure(read_categories(root))
+    statistics = measure(read_categories(root), max_pixels=max_pixels or MAX_PIXELS)
     if as_json:
         result(json.dumps(statistics.content(), indent=1))
     else:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from threecad.errors import DataError
-from threecad.images import image_size
+from threecad.images import MAX_PIXELS, image_size
 from threecad.records import Sample
 
 
@@ -41,14 +41,14 @@ class Category:
         return path.relative_to(self.root).as_posix()
 
 
-def check_sizes(sample: Sample) -> None:
+def check_sizes(sample: Sample, *, max_pixels: int = MAX_PIXELS) -> None:
     """Nothing, where the sample has no mask or only masks of its image's size; reads only headers.
 
     Raises:
         DataError: the sizes differ, or a file cannot be read.
     """
     for path in sample.masks:
-        image, mask = image_size(sample.image), image_size(path)
+        image, mask = (image_size(file, max_pixels=max_pixels) for file in (sample.image, path))
         if image != mask:
             raise DataError(f"{path}: expected the size of its image, {image[0]}×{image[1]}, found {mask[0]}×{mask[1]}")
 

@@ -21,7 +21,7 @@ MOST_BITS_APART = 24
 LEAST_CORRELATION = 0.9
 """Correlation of the particular details from which on two pictures count as one."""
 
-FEW = 8  # of fewer images the median is no common look, but one of them
+FEW = 8  # of fewer images the median is no common look but one of them: nothing is said of their likeness
 
 _ROWS = 256  # compared with all others at a time, which bounds the memory
 
@@ -50,7 +50,7 @@ def groups_alike(looks: Sequence[Look]) -> list[list[int]]:
 
     Every member is near to at least one other of its group: a chain of pictures, each like the next, is one group.
     """
-    if len(looks) < 2:
+    if len(looks) < FEW:
         return []
     group = list(range(len(looks)))
 
@@ -72,8 +72,7 @@ def _pairs(looks: Sequence[Look]) -> Iterator[tuple[int, int]]:
     """Indices of every two pictures that look the same, the smaller first."""
     bits = np.stack([look.bits for look in looks])
     details = np.stack([look.details for look in looks])
-    if len(looks) >= FEW:
-        details = details - np.median(details, axis=0)
+    details = details - np.median(details, axis=0)
     for start in range(0, len(looks), _ROWS):
         rows = slice(start, start + _ROWS)
         apart = np.bitwise_count(bits[rows, None] ^ bits[None, start:]).sum(axis=2)

@@ -64,7 +64,7 @@ def inspect(sample: Sample, checks: Checks) -> Seen:
             findings.append(_failure(path, error))
     if sample.masks and digest:
         try:
-            check_sizes(sample)
+            check_sizes(sample, max_pixels=checks.max_pixels)
             findings += _vanished(sample, checks)
         except DataError as error:
             findings.append(_failure(sample.masks[0], error))

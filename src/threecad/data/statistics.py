@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from threecad.data.readers import Category, check_sizes
 from threecad.data.tables import below, read_csv
 from threecad.errors import DataError
-from threecad.images import image_size, read_mask
+from threecad.images import MAX_PIXELS, image_size, read_mask
 from threecad.records import Sample
 from threecad.regions import bounding_boxes, label_regions
 from threecad.threads import thread_count
@@ -139,7 +140,7 @@ class Statistics:
         }
 
 
-def measure(categories: Iterable[Category]) -> Statistics:
+def measure(categories: Iterable[Category], *, max_pixels: int = MAX_PIXELS) -> Statistics:
     """Tables 1 and 2 and Fig. 3 of these categories: masks are decoded, of images only the headers are read.
 
     Raises:
@@ -151,9 +152,10 @@ def measure(categories: Iterable[Category]) -> Statistics:
     for category in categories:
         types = read_types(category)
         defective = [sample for sample in category.test if sample.is_defect]
+        measure_mask = partial(_measure_mask, max_pixels=max_pixels)
         with ThreadPoolExecutor(thread_count()) as pool:
-            sizes = list(pool.map(lambda sample: image_size(sample.image), category.samples))
-            defects = list(pool.map(_measure_mask, defective)) if category.has_masks else []
+            sizes = list(pool.map(lambda sample: image_size(sample.image, max_pixels=max_pixels), category.samples))
+            defects = list(pool.map(measure_mask, defective)) if category.has_masks else []
         areas += [defect.area_ratio for defect in defects]
         aspects += [aspect for defect in defects for aspect in defect.aspect_ratios]
         measured.append(
@@ -232,11 +234,11 @@ class _Defect(NamedTuple):
     aspect_ratios: list[float]  # one a region
 
 
-def _measure_mask(sample: Sample) -> _Defect:
+def _measure_mask(sample: Sample, max_pixels: int) -> _Defect:
     if sample.mask is None:
         raise DataError(f"{sample.image}: expected a mask, found none")
-    check_sizes(sample)
-    mask = read_mask(sample.mask, more=sample.more_masks)
+    check_sizes(sample, max_pixels=max_pixels)
+    mask = read_mask(sample.mask, more=sample.more_masks, max_pixels=max_pixels)
     labels, count = label_regions(mask)
     boxes = enumerate(bounding_boxes(labels, count), start=1)
     return _Defect(float(mask.mean()), [rectangle_aspect(labels[box] == number) for number, box in boxes])

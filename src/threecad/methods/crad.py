@@ -45,7 +45,7 @@ from threecad.nets.maps import full_precision, upsample
 from threecad.nets.pyramid import Pyramid
 from threecad.records import Batch, Prediction
 from threecad.schedules import milestones
-from threecad.settings import BackboneConfig
+from threecad.settings import BackboneConfig, Size
 from threecad.synthesis import TextureSource
 
 STRIDES = (8, 16)
@@ -58,7 +58,7 @@ class CRADConfig(BackboneConfig):
 
     grid = 16
 
-    image_size: tuple[int, int] = (224, 224)
+    image_size: Size = (224, 224)
     """Height and width in pixels that images are resized to; one number means a square."""
 
     backbone: str = "tf_efficientnet_b4.aa_in1k"

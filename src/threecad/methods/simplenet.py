@@ -46,7 +46,7 @@ from threecad.nets.maps import GaussianBlur, full_precision, upsample
 from threecad.nets.pyramid import Pyramid
 from threecad.nets.standardisation import Standardisation
 from threecad.records import Batch, Prediction
-from threecad.settings import BackboneConfig
+from threecad.settings import BackboneConfig, Size
 from threecad.shared_phases import standardisation_phase
 from threecad.synthesis import TextureSource
 
@@ -61,7 +61,7 @@ class SimpleNetConfig(BackboneConfig):
 
     grid = 16
 
-    image_size: tuple[int, int] = (288, 288)
+    image_size: Size = (288, 288)
     """Height and width in pixels that images are resized to; one number means a square."""
 
     noise: float = Field(default=0.015, gt=0)

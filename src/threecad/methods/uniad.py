@@ -51,7 +51,7 @@ from threecad.nets.pyramid import Pyramid
 from threecad.nets.standardisation import Standardisation
 from threecad.records import Batch, Prediction
 from threecad.schedules import milestones
-from threecad.settings import BackboneConfig
+from threecad.settings import AUTO, BackboneConfig, Size
 from threecad.shared_phases import standardisation_phase
 from threecad.synthesis import TextureSource
 
@@ -65,7 +65,7 @@ class UniADConfig(BackboneConfig):
 
     grid = 16
 
-    image_size: tuple[int, int] = (224, 224)
+    image_size: Size = (224, 224)
     """Height and width in pixels that images are resized to; one number means a square."""
 
     backbone: str = "tf_efficientnet_b4.aa_in1k"
@@ -115,7 +115,7 @@ class UniADConfig(BackboneConfig):
         if self.window % 2 == 0:
             raise ValueError(f"expected an odd method.window, found {self.window}; take {self.window + 1}")
         height, width = (side // STRIDES[-1] for side in self.image_size)
-        if max(height, width) <= self.window:
+        if self.image_size != AUTO and max(height, width) <= self.window:
             raise ValueError(
                 f"expected more tokens along a side than the {self.window} of the window, found {height}×{width}; "
                 f"take an image_size of {(self.window + 1) * STRIDES[-1]} px or more, or a smaller method.window"

@@ -60,6 +60,18 @@ def read(source: Path) -> list[Labelled]:
     return [labelled[image] for image in sorted(labelled)]
 
 
+def read_file(file: Path) -> Labelled:
+    """The image of one labelme file, with its shapes.
+
+    Raises:
+        DataError: the file or a shape in it does not fit; names both.
+    """
+    content = read_json(file)
+    if not isinstance(content, dict) or "shapes" not in content:
+        raise DataError(f"{file}: expected a labelme file with shapes, found another JSON file")
+    return _labelled(_image_of(file, content), file, content)
+
+
 def _is_labelme(file: Path) -> bool:
     """Whether a JSON file is labelme's; one that cannot be read counts, so that it is not left out unsaid."""
     try:

@@ -9,4 +9,4 @@ from __future__ import annotations
 
 from threecad.data.readers.tree import TreeReader
 
-READER = TreeReader("BTAD", train="train/ok", validation="validation/ok", good="ok")
+READER = TreeReader("BTAD", train="train/ok", validation="validation/ok", good="ok", marks=("train/ok", "test/ok"))
