@@ -19,7 +19,7 @@ from threecad.detector import Detector
 from threecad.errors import MetricError
 from threecad.evaluation import evaluate
 from threecad.files import read_tensors, write_tensors
-from threecad.inference import predictor_of
+from threecad.inference import predictor_of, recorded_framing
 from threecad.runs import RunFolder
 from threecad.training import StepReport
 
@@ -78,7 +78,7 @@ class BestOnTest:
 
     def _score(self, detector: Detector) -> float:
         record = self.run.read_record()
-        predictor = predictor_of(detector, record)
+        predictor = predictor_of(detector, record, recorded_framing(self.run, record))
         found = [evaluate(predictor, record, category) for category in self.categories]
         return float(np.mean([scores[name] for scores in found for name in ("i_auroc", "p_auroc") if scores[name]]))
 
