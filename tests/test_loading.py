@@ -18,9 +18,10 @@ import pytest
 from PIL import Image
 
 from threecad.data.loading import Rows, clear_packs, content_hashes, load_images, load_masks, packs
-from threecad.data.tree import Category, read_category
+from threecad.data.readers import Category, read_category
 from threecad.errors import DataError
 from threecad.images import read_image, read_mask
+from threecad.records import Sample, Split
 
 SIZE = (32, 48)
 
@@ -177,7 +178,7 @@ def test_a_damaged_memory_of_hashes_is_forgotten(plate: Category, cache: Path) -
 def test_two_processes_may_build_the_same_pack_at_once(plate: Category, tree: Path, cache: Path) -> None:
     code = (
         "import sys, hashlib; from pathlib import Path\n"
-        "from threecad.data.loading import load_images; from threecad.data.tree import read_category\n"
+        "from threecad.data.loading import load_images; from threecad.data.readers import read_category\n"
         f"images = load_images(read_category(Path(sys.argv[1]), 'plate').train, {SIZE})\n"
         "print(hashlib.sha256(images.tobytes()).hexdigest())"
     )
@@ -265,3 +266,38 @@ def test_rows_are_chosen_rows_of_a_pack() -> None:
     assert len(rows) == 3
     assert np.array_equal(rows[np.array([0, 1])], pack[[4, 0]])
     assert np.array_equal(np.stack(list(rows)), pack[[4, 0, 2]])
+
+
+# --- how files become pixels -----------------------------------------------------------------------------------------
+
+
+def test_another_number_of_bits_is_another_pack_and_another_limit_is_not(tmp_path: Path) -> None:
+    levels = np.linspace(0, 4095, 48 * 64).reshape(48, 64).astype(np.uint16)
+    image = tmp_path / "deep.png"
+    Image.fromarray(levels).save(image)
+    samples = [Sample(image, None, "plate", "good", Split.TRAIN)]
+    whole, twelve = (load_images(samples, (48, 64), decoding=decoding) for decoding in ({}, {"bits": 12}))
+    assert whole.max() == 16 and twelve.max() == 255
+    load_images(samples, (48, 64), decoding={"bits": 12, "max_pixels": 5000})
+    assert len(packs()) == 2
+
+
+def test_an_image_of_more_pixels_than_allowed_is_refused_while_it_is_loaded(plate: Category) -> None:
+    with pytest.raises(DataError, match=r"--set data\.max_pixels=3072 allows it"):
+        load_images(plate.train, SIZE, decoding={"max_pixels": 3071})
+    with pytest.raises(DataError, match=r"--set data\.max_pixels=3072 allows it"):
+        load_masks(plate.test, SIZE, decoding={"max_pixels": 3071})
+
+
+def test_a_run_reads_all_images_as_its_settings_say(tmp_path: Path) -> None:
+    import threecad
+
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        (tmp_path / "plate").mkdir(exist_ok=True)
+        pixels = rng.integers(0, 4096, (48, 64)).astype(np.uint16)
+        Image.fromarray(pixels).save(tmp_path / "plate" / f"{number}.png")
+    method = {"backbone": "resnet10t.c3_in1k", "weights": "random", "image_size": 64, "features": 12}
+    threecad.fit("padim", tmp_path / "plate", tmp_path / "run", settings={"method": method, "data": {"bits": 12}})
+    assert threecad.load(tmp_path / "run").decoding == {"bits": 12}
+    assert [pack.count for pack in packs()] == [4]

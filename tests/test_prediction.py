@@ -133,7 +133,7 @@ def test_without_good_parts_good_share_is_empty_and_nothing_is_ok(parts: Path, t
 
 
 def test_folders_are_walked_in_order_without_hidden_files_and_linked_folders(tmp_path: Path) -> None:
-    for name in ("b/2.png", "b/1.JPG", "a.bmp", ".hidden/x.png", ".y.png"):
+    for name in ("b/2.png", "b/1.JPG", "a.bmp", ".hidden/x.png", ".y.png", "@eaDir/a.bmp/thumb.png", "__MACOSX/a.png"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).touch()
     (tmp_path / "in" / "notes.txt").touch()

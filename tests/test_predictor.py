@@ -131,7 +131,6 @@ def test_a_run_of_another_precision_predicts_in_this_machines_and_says_so(
     record = folder.read_record()
     monkeypatch.setattr(RunFolder, "read_record", lambda self: record.model_copy(update={"precision": "bf16"}))
     monkeypatch.setattr("threecad.devices.has_native_bf16", lambda device: False)
-    monkeypatch.setattr("threecad.inference.has_native_bf16", lambda device: False)
     lines: list[str] = []
     elsewhere = load(fitted, notify=lines.append)
     assert elsewhere.precision == "float32"

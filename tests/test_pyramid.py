@@ -333,7 +333,7 @@ def test_recovered_features_have_the_teachers_shapes_and_signs(channels: tuple[i
 def test_blur_equals_scipys_gaussian_filter(sigma_px: float) -> None:
     maps = torch.rand(3, 1, 40, 56, generator=torch.Generator().manual_seed(0))
     expected = [gaussian_filter(anomaly_map.numpy(), sigma_px) for anomaly_map in maps[:, 0]]
-    np.testing.assert_allclose(GaussianBlur(sigma_px)(maps)[:, 0], expected, atol=2e-6)
+    np.testing.assert_allclose(GaussianBlur(sigma_px, maps.shape[-2:])(maps)[:, 0], expected, atol=2e-6)
 
 
 def test_cosine_distance_is_one_minus_the_cosine_over_channels_and_float32_in_bf16() -> None:

@@ -29,7 +29,7 @@ SETTINGS = {
         "width": 16,
     },
     "training": {"steps": 40, "batch": 2, "precision": "float32", "checkpoint_s": 0.01},
-    "data": {"holdout": 0.25},
+    "data": {"holdout": 0.25, "textures": "procedural"},
 }
 """DeSTSeg: two gradient phases, each with an optimiser that remembers."""
 

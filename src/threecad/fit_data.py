@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from threecad import groups
-from threecad.data.loading import Progress, Rows, content_hashes, load_images
-from threecad.data.tree import Category, exclude, fingerprint, read_categories
-from threecad.errors import DataError
+from threecad.data.loading import Progress, Rows, content_hashes, load_frames
+from threecad.data.readers import Category, exclude, fingerprint, read_categories
+from threecad.data.roi import mean_colour, read_region
+from threecad.errors import DataError, SettingsError
+from threecad.framing import Framing, Tiles
+from threecad.images import Decoding, decoding_of, image_size, limit_of
 from threecad.methods import METHODS
 from threecad.records import Sample
 from threecad.settings import Settings
@@ -36,6 +39,10 @@ class GoodImage:
     fold: int  # 0, 1, … of `training.folds`
 
 
+SAME_SHAPE = 0.02
+"""Logarithm of the ratio of two aspects that count as one: a pixel or two of cropping."""
+
+
 @dataclass(frozen=True)
 class FitData:
     """The good images of a fit."""
@@ -46,18 +53,34 @@ class FitData:
     fingerprint: str
     known: Mapping[Path, GoodImage]  # every good image
     scoring: Scoring
+    sizes: list[tuple[int, int]]  # of the learnt images as they are on disk, height and width
+    decoding: Decoding
 
     @property
     def every(self) -> list[Sample]:
         """All good images."""
-        return [sample for category in self.categories for sample in category.train]
+        return [sample for category in self.categories for sample in (*category.train, *category.validation)]
 
-    def pixels(self, samples: Sequence[Sample], size: tuple[int, int], progress: Progress | None) -> Rows:
-        """Rows of the pack of all good images, so that another hold-out decodes nothing anew."""
+    def shape(self, notify: Callable[[str], None]) -> tuple[float, float]:
+        """The median shape of the learnt images, as height and width; says where they are not all alike."""
+        aspects = np.log([height / width for height, width in self.sizes])
+        if np.ptp(aspects) > SAME_SHAPE:
+            low, high = np.exp(aspects.min()), np.exp(aspects.max())
+            notify(f"the parts differ in shape (height/width {low:.2f} to {high:.2f}): all get the median one")
+        return float(np.exp(np.median(aspects))), 1.0
+
+    def pixels(self, samples: Sequence[Sample], framing: Framing, progress: Progress | None) -> Rows:
+        """What a network sees of some of the good images: rows of the pack of all, frame after frame.
+
+        The pack is that of all good images, so that another hold-out decodes nothing anew.
+        """
         everything = self.every
+        pack = load_frames(everything, framing, progress, self.decoding)
         chosen = {sample.image for sample in samples}
-        wanted = [index for index, sample in enumerate(everything) if sample.image in chosen]
-        return Rows(load_images(everything, size, progress), np.array(wanted, dtype=np.int64))
+        wanted = np.array([index for index, one in enumerate(everything) if one.image in chosen], dtype=np.int64)
+        count = pack.shape[1]
+        rows = (wanted[:, None] * count + np.arange(count)).ravel()
+        return Rows(pack.reshape(-1, *pack.shape[2:]), rows, framing.inside(self.sizes[0]))
 
     def without_fold(self, fold: int) -> tuple[list[Sample], list[Sample]]:
         """The good images of all folds but one, and those of that one."""
@@ -91,40 +114,77 @@ def read_fit_data(
             raise DataError(f"category '{category.name}' in {root}: expected good images in train/good, found none")
     if settings.data.exclude is not None:
         categories = [exclude(category, settings.data.exclude) for category in categories]
-    images = [sample.image for category in categories for sample in category.train]
+    images = [sample.image for category in categories for sample in (*category.train, *category.validation)]
     hashes = dict(zip(images, content_hashes(images, progress), strict=True))
     found: dict[Path, GoodImage] = {}
     for category in categories:
         found |= _know(category, hashes, settings)
     scoring = _scoring(method, settings, found)
+    if scoring == "left out" and any(category.validation for category in categories):
+        scoring = "hold-out"  # somebody has set good parts aside already
     learnt: list[Sample] = []
     held_out: list[Sample] = []
     for category in categories:
-        aside = _kept_aside([found[sample.image].part for sample in category.train], scoring, settings)
-        for sample, out in zip(category.train, aside, strict=True):
+        samples = (*category.train, *category.validation)
+        if category.validation and scoring == "hold-out":
+            aside = np.arange(len(samples)) >= len(category.train)
+        else:
+            aside = _kept_aside([found[sample.image].part for sample in samples], scoring, settings)
+        for sample, out in zip(samples, aside, strict=True):
             (held_out if out else learnt).append(sample)
-    return FitData(categories, learnt, held_out, fingerprint(learnt, hashes.__getitem__), found, scoring)
+    decoding = decoding_of(settings.data.model_dump())
+    limit = limit_of(decoding)
+    sizes = [image_size(sample.image, **limit) for sample in learnt]
+    prints = fingerprint(learnt, hashes.__getitem__)
+    return FitData(categories, learnt, held_out, prints, found, scoring, sizes, decoding)
+
+
+def framing_of(settings: Settings, data: FitData) -> Framing:
+    """What of a part the network is to see, by the settings' region of interest and tiles.
+
+    Raises:
+        DataError: a region that covers nothing or is not the images' size, tiles larger than an image.
+    """
+    chosen, size = settings.data, settings.method.image_size
+    tiles = None
+    if chosen.tiles is not None or chosen.tile_px is not None:
+        tiles = Tiles(chosen.tiles, chosen.tile_px, chosen.tile_overlap, chosen.whole)
+        tiles.boxes(data.sizes[0])
+    region = None
+    if chosen.roi is not None:
+        region = read_region(chosen.roi)
+        for sample, own in zip(data.learnt, data.sizes, strict=True):
+            try:
+                region.at(own)
+            except DataError as error:
+                raise DataError(f"{sample.image}: {error}") from None
+        region = replace(region, fill=mean_colour(data.learnt, region, size))
+    return Framing(size, region, tiles)
 
 
 def _know(category: Category, hashes: Mapping[Path, str], settings: Settings) -> dict[Path, GoodImage]:
     """Part, lot and fold of each good image of a category; without `data.part`, images of one content are one part."""
-    paths = [category.path_in_root(sample.image) for sample in category.train]
-    names = [image_name(hashes[sample.image]) for sample in category.train]
+    samples = (*category.train, *category.validation)
+    paths = [category.path_in_root(sample.image) for sample in samples]
+    names = [image_name(hashes[sample.image]) for sample in samples]
     parts = groups.groups(paths, settings.data.part, "part") if settings.data.part else names
     lots = groups.groups(paths, settings.data.lot, "lot") if settings.data.lot else [None] * len(paths)
     count = settings.training.folds
     folds = groups.folds(parts, count, settings.training.seed) if count else np.zeros(len(parts), int)
-    known = zip(category.train, names, parts, lots, folds, strict=True)
+    known = zip(samples, names, parts, lots, folds, strict=True)
     return {sample.image: GoodImage(name, part, lot, int(fold)) for sample, name, part, lot, fold in known}
 
 
 def _scoring(method: str, settings: Settings, known: Mapping[Path, GoodImage]) -> Scoring:
     """What was asked for; else the closed form, if the method has one and a part one image; else a hold-out."""
+    in_tiles = settings.data.tiles is not None or settings.data.tile_px is not None
     if settings.training.folds:
+        if in_tiles:  # each fold's maps would be in units of its own
+            raise SettingsError("setting 'training.folds': expected none with tiles; use data.holdout")
         return "folds"
     if settings.data.holdout:
         return "hold-out"
-    if METHODS[method].leaves_out and len({image.part for image in known.values()}) == len(known):
+    if METHODS[method].leaves_out and not in_tiles and len({image.part for image in known.values()}) == len(known):
         return "left out"
     return "none" if settings.data.holdout == 0 else "hold-out"
 

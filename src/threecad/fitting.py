@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 
@@ -15,16 +16,19 @@ from threecad.checkpoint import backbone_file, load_detector, save_detector
 from threecad.data.loading import Progress, Rows
 from threecad.detector import Detector
 from threecad.devices import best_device, hardware, resolve_precision
-from threecad.fit_data import FitData, listed_exclusions, read_fit_data
+from threecad.files import as_text
+from threecad.fit_data import FitData, framing_of, listed_exclusions, read_fit_data
 from threecad.fit_plan import FitPlan, plan_fit
-from threecad.inference import TorchNetwork
+from threecad.framing import Framing
+from threecad.images import write_png
+from threecad.inference import predictor_of
 from threecad.methods import METHODS
 from threecad.nets.weights import file_sha256
-from threecad.presets import departures, resolve_settings
+from threecad.presets import departures, resolve_settings, settle_sizes, size_on_grid
 from threecad.resuming import compare_conditions, refuse_other_settings
 from threecad.runs import RunFolder, RunRecord
-from threecad.scoring import FoldsFolder, Parts, look_at, score_parts, together
-from threecad.settings import Settings
+from threecad.scoring import FoldsFolder, Parts, look_at, map_units, score_parts, together
+from threecad.settings import AUTO, Settings
 from threecad.synthesis import TextureSource
 from threecad.synthesis.textures import texture_source
 from threecad.tensors import own_randomness, seed_everything
@@ -66,42 +70,44 @@ def fit(
         ThreeCADError: whatever the user can mend.
         Interrupted: Ctrl-C; `resume` goes on.
     """
-    run, resolved = RunFolder(Path(out)), resolve_settings(method, settings or {})
-    fabric = _fabric(resolved)
+    run, requested = RunFolder(Path(out)), resolve_settings(method, settings or {})
+    fabric = _fabric(requested)
     before = run.read_record() if resume and run.is_started else None
+    if not before and fabric.global_rank == 0:
+        run.refuse_unless_free()  # with `resume`, too: a folder without a record is nothing to go on with
+    found = read_fit_data(method, Path(data), categories, requested, progress)
+    shape = found.shape(notify) if requested.method.image_size == AUTO else (1.0, 1.0)
+    size = size_on_grid(shape, requested.method.pixels, requested.method.grid)
+    resolved = settle_sizes(requested, size)
     if before:
         refuse_other_settings(before, method, resolved)
-    elif fabric.global_rank == 0:
-        run.refuse_unless_free()  # with `resume`, too: a folder without a record is nothing to go on with
-    found = read_fit_data(method, Path(data), categories, resolved, progress)
+    framing = framing_of(resolved, found)
     textures = texture_source(resolved.data.textures)
     fabric.launch()
     job = _Job(method, resolved, textures, fabric, callback)
     with own_randomness():
-        detector, plan = job.build(len(found.learnt))
+        detector, plan = job.build(len(found.learnt) * len(framing.boxes(found.sizes[0])))
         record = _describe(method, resolved, found, plan, detector, fabric)
+        record.departures = departures(method, requested)
+        if framing.region is not None:
+            record.region_fill, record.region_is_exact = framing.region.fill, framing.region.is_exact
         if before:
             compare_conditions(before, record, inexact, notify)
             if before.finished:
                 notify(f"{run.path} is finished already")
                 return load_detector(run)[0]
-        size = resolved.method.image_size
         notify(_what_comes(method, resolved, found, plan, record))
-        images = found.pixels(found.learnt, size, progress)  # first: a broken image leaves no folder behind
+        images = found.pixels(found.learnt, framing, progress)  # first: a broken image leaves no folder behind
         if fabric.is_global_zero:
             run.create(record, resolved)
+            if framing.region is not None:
+                write_png(run.region_file, 255 * framing.region.mask.astype(np.uint8))
         fabric.barrier()
-        folds = _score_by_folds(job, found, run, progress, notify) if found.scoring == "folds" else {}
+        folds = _score_by_folds(job, found, framing, record, run, progress, notify) if found.scoring == "folds" else {}
         seconds = job.learn(detector, plan, images, run)
     if fabric.is_global_zero:
         record.duration_s = round(seconds, 1)
-        network = TorchNetwork(detector, record.precision, fabric.device)
-        if found.scoring == "left out":
-            parts = score_parts(network, found, found.every, progress, detector.left_out, plan.batch)
-        else:
-            parts = folds or score_parts(network, found, found.held_out, progress)
-        learnt = dict.fromkeys(found.known[sample.image].name for sample in found.learnt)
-        good = GoodScores(parts=parts, looks=look_at(found.every, progress), learnt=tuple(learnt))
+        good = _good_scores(job, detector, record, found, framing, plan.batch, folds, progress)
         save_detector(run, detector, record, good)
         FoldsFolder(run.path).remove()
     fabric.barrier()
@@ -119,9 +125,9 @@ class _Job:
     callback: Callback | None
 
     @property
-    def precision(self) -> str:
-        """Arithmetic of the fit."""
-        return resolve_precision(self.settings.training.precision, self.fabric.device)
+    def device(self) -> str:
+        """Where this process learns and looks."""
+        return str(self.fabric.device)
 
     def build(self, images: int) -> tuple[Detector, FitPlan]:
         """An untrained detector, and what its fit on so many images is going to do."""
@@ -142,7 +148,13 @@ class _Job:
 
 
 def _score_by_folds(
-    job: _Job, data: FitData, run: RunFolder, progress: Progress | None, notify: Callable[[str], None]
+    job: _Job,
+    data: FitData,
+    framing: Framing,
+    record: RunRecord,
+    run: RunFolder,
+    progress: Progress | None,
+    notify: Callable[[str], None],
 ) -> Parts:
     """The good parts, each by a fit on the other folds; what an earlier attempt has finished is not done again."""
     folder, count = FoldsFolder(run.path), job.settings.training.folds or 0
@@ -153,11 +165,11 @@ def _score_by_folds(
             continue
         others, inside = data.without_fold(fold)
         detector, plan = job.build(len(others))
-        images = data.pixels(others, detector.config.image_size, progress)
+        images = data.pixels(others, framing, progress)
         seconds = job.learn(detector, plan, images, RunFolder(folder.make(fold)), f"fold {fold + 1}/{count}")
         if job.fabric.is_global_zero:
-            network = TorchNetwork(detector, job.precision, job.fabric.device)
-            scored[fold] = score_parts(network, data, inside, progress)
+            predictor = predictor_of(detector, record, framing, device=job.device, precision=record.precision)
+            scored[fold] = score_parts(predictor, data, inside, framing, progress)
             folder.write(fold, scored[fold] or {})
             left = sum(one is None for one in scored) + 1
             notify(
@@ -168,9 +180,37 @@ def _score_by_folds(
     return together(parts for parts in scored if parts is not None)
 
 
+def _good_scores(
+    job: _Job,
+    detector: Detector,
+    record: RunRecord,
+    data: FitData,
+    framing: Framing,
+    batch: int,
+    folds: Parts,
+    progress: Progress | None,
+) -> GoodScores:
+    """What is known of the good parts; where a part is several frames, the units of their maps come first.
+
+    Those are from the parts kept aside, or from those learnt where there are none.
+    """
+    bare = predictor_of(detector, record, framing, device=job.device, precision=record.precision)
+    if not framing.is_plain:
+        record.map_units = map_units(bare, data, data.held_out or data.learnt, framing, progress)
+    predictor = predictor_of(detector, record, framing, device=job.device, precision=record.precision)
+    if data.scoring == "left out":
+        predictor.network.forward = detector.left_out  # type: ignore[attr-defined]
+        parts = score_parts(predictor, data, data.every, framing, progress, batch)
+    else:
+        parts = folds or score_parts(predictor, data, data.held_out, framing, progress)
+    learnt = dict.fromkeys(data.known[sample.image].name for sample in data.learnt)
+    return GoodScores(parts=parts, looks=look_at(data.every, data.decoding, progress), learnt=tuple(learnt))
+
+
 def _what_comes(method: str, settings: Settings, data: FitData, plan: FitPlan, record: RunRecord) -> str:
     """What the fit is going to do, and how its good parts will be scored."""
-    said = f"{method} learns from {len(data.learnt)} good images"
+    height, width = settings.method.image_size
+    said = f"{method} at {height}×{width} px learns from {len(data.learnt)} good images"
     if data.scoring == "folds":
         folds = settings.training.folds
         said += f", {folds + 1 if folds else 1} times: in {folds} folds that score each other, then all"
@@ -205,7 +245,6 @@ def _describe(
         settings=settings.as_tables(),
         seed=settings.training.seed,
         preset=settings.training.preset,
-        departures=departures(method, settings),
         precision=resolve_precision(settings.training.precision, fabric.device),
         scoring=data.scoring,
         threads=torch.get_num_threads(),
@@ -217,5 +256,5 @@ def _describe(
         texture_source=plan.textures,
         data_fingerprint=data.fingerprint,
         exclusions=listed_exclusions(settings.data.exclude),
-        holdout=[data.categories[0].path_in_root(sample.image) for sample in data.held_out],
+        holdout=[as_text(data.categories[0].path_in_root(sample.image)) for sample in data.held_out],
     )

@@ -7,6 +7,7 @@ No method knows of regions or tiles: it sees frames, all of one size.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,12 +115,23 @@ class Framing:
         """Whether a picture is one frame and its score the network's own."""
         return self.region is None and self.tiles is None
 
+    @cached_property
+    def key(self) -> str:
+        """Another text for every framing that gives other frames of a picture."""
+        region = self.region and (self.region.mask.shape, self.region.mask.tobytes().hex(), self.region.fill)
+        return hashlib.sha256(repr((self.image_size, self.tiles, region)).encode()).hexdigest()
+
     def boxes(self, size: tuple[int, int]) -> list[Box]:
         """What of a picture of `size` each frame shows, the whole picture last."""
         whole = Box(0, 0, *size)
         if self.tiles is None:
             return [whole]
         return self.tiles.boxes(size) + ([whole] if self.tiles.whole else [])
+
+    def kinds(self, size: tuple[int, int]) -> list[str]:
+        """`tile` or `whole`, for each frame of a picture of `size`."""
+        boxes = self.boxes(size)
+        return ["whole" if box[2:] == tuple(size) else "tile" for box in boxes]
 
     def frames(self, pixels: np.ndarray) -> np.ndarray:
         """Frames (F, h, w, 3) uint8 of a picture (H, W, 3) uint8.
@@ -131,6 +143,20 @@ class Framing:
             pixels = self.region.paint(pixels)
         boxes = self.boxes(pixels.shape[:2])
         return np.stack([resize_image(pixels[box.rows, box.columns], self.image_size) for box in boxes])
+
+    def inside(self, size: tuple[int, int]) -> np.ndarray | None:
+        """Where in each frame of a picture of `size` the region of interest is, (F, h, w) of bool; None without one."""
+        if self.region is None:
+            return None
+        mask = self.region.at(size)
+        return np.stack([_nearest(mask[box.rows, box.columns], self.image_size) for box in self.boxes(size)])
+
+    def working_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size at which a tile of a picture of `size` is as large as a frame, but no more than the picture's."""
+        box = self.boxes(size)[0]
+        shares = (min(1.0, frame / side) for frame, side in zip(self.image_size, box[2:], strict=True))
+        height, width = (max(1, round(side * share)) for side, share in zip(size, shares, strict=True))
+        return height, width
 
     def join(
         self, maps: Sequence[np.ndarray], size: tuple[int, int], target: tuple[int, int] | None = None

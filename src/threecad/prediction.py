@@ -18,12 +18,12 @@ import numpy as np
 
 from threecad.data.loading import Progress
 from threecad.errors import DataError
-from threecad.images import image_size, read_image, resize_image, resize_map, write_png, write_tiff
+from threecad.images import MAX_PIXELS, image_size, read_image, write_png, write_tiff
 from threecad.inference import load
 from threecad.inputs import Input, gather
 from threecad.overlay import Scale, overlay
 from threecad.prediction_table import PredictionTable, Row
-from threecad.predictor import BATCH, Found, Predictor, predict_all
+from threecad.predictor import BATCH, Found, Predictor
 from threecad.threads import ordered
 from threecad.verdicts import Region, Verdicts
 
@@ -36,7 +36,7 @@ class Decoded:
     """An image on its way to the network; of a broken one only why it is."""
 
     source: Input
-    small: np.ndarray | None = None  # (H, W, 3) uint8 at the network's image size
+    frames: np.ndarray | None = None  # (F, h, w, 3) uint8, what the network sees
     whole: np.ndarray | None = None  # at its own size, where an overlay is to be drawn
     size: tuple[int, int] = (0, 0)  # its own
     doubt: str | None = None  # why it cannot be a picture of a part
@@ -45,7 +45,7 @@ class Decoded:
     @property
     def bytes(self) -> int:
         """What it holds in memory."""
-        return sum(pixels.nbytes for pixels in (self.small, self.whole) if pixels is not None)
+        return sum(pixels.nbytes for pixels in (self.frames, self.whole) if pixels is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def predict_files(
             row, regions = _judge(image, found, verdicts, category)
             if found is None or row.error:
                 return row, regions
-            map_file, overlay_file = _write(image, found.anomaly_map, scale, out, maps, overlays)
+            map_file, overlay_file = _write(image, found, scale, out, maps, overlays)
             return replace(row, map=map_file, overlay=overlay_file), regions
 
         seen = look_through(predictor, todo, category, batch=batch, keep_whole=overlays)
@@ -144,17 +144,20 @@ def look_through(
     def decode(image: Input) -> Decoded:
         try:
             pixels = read_image(image.path, **predictor.decoding)
+            frames = predictor.view.frames(pixels)
         except DataError as error:
-            return Decoded(image, error=str(error))
-        small = resize_image(pixels, predictor.image_size)
+            return Decoded(image, error=str(error) if str(image.path) in str(error) else f"{image.path}: {error}")
         doubt = predictor.verdicts.doubt(pixels, category)
-        return Decoded(image, small, pixels if keep_whole else None, pixels.shape[:2], doubt)
+        return Decoded(image, frames, pixels if keep_whole else None, pixels.shape[:2], doubt)
 
-    decoded = ordered(decode, images, weight=_decoded_bytes, budget=IN_FLIGHT_BYTES)
+    def weight(image: Input) -> int:
+        return _decoded_bytes(image, predictor.decoding.get("max_pixels", MAX_PIXELS))
+
+    decoded = ordered(decode, images, weight=weight, budget=IN_FLIGHT_BYTES)
     for group in _groups(decoded, batch):
-        found = predict_all(predictor.network, [one.small for one in group if one.small is not None], batch)
+        found = predictor.inspect([(one.frames, one.size) for one in group if one.frames is not None], batch)
         for one in group:
-            yield one, None if one.small is None else next(found)
+            yield one, None if one.frames is None else next(found)
 
 
 def _groups(images: Iterable[Decoded], batch: int) -> Iterator[list[Decoded]]:
@@ -169,10 +172,10 @@ def _groups(images: Iterable[Decoded], batch: int) -> Iterator[list[Decoded]]:
         yield group
 
 
-def _decoded_bytes(image: Input) -> int:
+def _decoded_bytes(image: Input, max_pixels: int) -> int:
     """Bytes of an image's pixels, told by its header."""
     try:
-        height, width = image_size(image.path)
+        height, width = image_size(image.path, max_pixels=max_pixels)
     except DataError:
         return 0  # it will be refused
     return 3 * height * width
@@ -184,19 +187,17 @@ def _judge(image: Decoded, found: Found | None, verdicts: Verdicts, category: st
     if found is None:
         return Row(name, error=image.error), []
     judged = verdicts.judge(found.score, found.anomaly_map, image.size, category, image.doubt)
-    if not (math.isfinite(found.score) and np.isfinite(found.anomaly_map).all()):
+    if not (math.isfinite(found.score) and np.isfinite(found.maps).all()):
         error = f"{name}: expected a finite score, found {found.score}; the part was not inspected"
         return Row(name, verdict=judged.verdict.word, reason=judged.verdict.reason, error=error), []
     return Row(name, found.score, judged.good_share, *judged.verdict), judged.regions
 
 
-def _write(
-    image: Decoded, found: np.ndarray, scale: Scale | None, out: Path, maps: bool, overlays: bool
-) -> tuple[str, str]:
+def _write(image: Decoded, found: Found, scale: Scale | None, out: Path, maps: bool, overlays: bool) -> tuple[str, str]:
     """Places of the map and the overlay of one image, written; empty for what was not asked for."""
     map_file, overlay_file = image.source.map_file, image.source.overlay_file
     if maps or overlays:
-        anomaly_map = resize_map(found, image.size)
+        anomaly_map = found.at(image.size)
         if maps:
             write_tiff(out / map_file, anomaly_map)
         if overlays and image.whole is not None:

@@ -15,6 +15,9 @@ from threecad.errors import FileError, RunError
 from threecad.files import read_json, replacing, sweep, write_json, writing
 from threecad.verdicts import Region
 
+ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+"""File names need not be UTF-8: their bytes go into the table as they are."""
+
 COLUMNS = ("image", "score", "good_share", "verdict", "reason", "map", "overlay", "error")
 
 
@@ -62,7 +65,7 @@ class PredictionTable:
         if not self.resume:
             self._remove_earlier()
         write_json(self.about_file, self.about)
-        with replacing(self.file) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        with replacing(self.file) as temporary, temporary.open("w", **ENCODING) as stream:
             rows = csv.writer(stream, lineterminator="\n")
             rows.writerow(COLUMNS)
             rows.writerows([row[name] for name in COLUMNS] for row in kept)
@@ -72,7 +75,7 @@ class PredictionTable:
         with replacing(self.regions_file) as temporary:
             temporary.write_text("".join(lines), encoding="utf-8", newline="\n")
         with writing(self.file):
-            self.stream = self.file.open("a", encoding="utf-8", errors="surrogateescape", newline="")
+            self.stream = self.file.open("a", **ENCODING)
             self.region_lines = self.regions_file.open("a", encoding="utf-8", newline="")
         self.rows = csv.writer(self.stream, lineterminator="\n")
         return self

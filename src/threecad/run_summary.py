@@ -53,13 +53,13 @@ def _origin(run: RunFolder, record: RunRecord) -> Iterator[tuple[str, str]]:
 
 
 def _choices(record: RunRecord) -> Iterator[tuple[str, str]]:
-    """The preset, and every setting that is not as the preset has it."""
+    """The preset, and every setting that makes the run another than the preset's."""
     try:
         preset = resolve_settings(record.method, {"training": {"preset": record.preset}}).as_tables()
     except SettingsError as error:
         yield "preset", f"{record.preset}; its settings cannot be compared: {error}"
         return
-    differ = list(_differences(preset, record.settings))
+    differ = [(name, both) for name, both in _differences(preset, record.settings) if name.strip() in record.departures]
     count = f", but for {len(differ)} setting{'s' if len(differ) > 1 else ''}" if differ else ""
     yield "preset", record.preset + count
     yield from differ

@@ -8,6 +8,7 @@
         state.safetensors       while unfinished: model and optimisers, to resume from
         good.json               the score of each good part by a model that has not learnt from it
         verdict.toml            how many good parts may be rejected or set aside; may be edited
+        roi.png                 the region of interest, where there is one
         scores.json             written by `evaluate`
 
 Nothing here needs torch: a run can be shown without loading it.
@@ -64,6 +65,9 @@ class RunRecord(BaseModel):
     exclusions: list[str] = Field(default_factory=list)
     holdout: list[str] = Field(default_factory=list)  # good images kept aside, relative to the data root
     scoring: str = "none"  # how good parts were scored: hold-out, folds, left out (in closed form), or none
+    region_fill: tuple[int, int, int] | None = None  # the colour outside roi.png
+    region_is_exact: bool = True  # made for pictures of its own size
+    map_units: dict[str, tuple[float, float]] = Field(default_factory=dict)  # centre and spread of good parts' peaks
     resumed_inexactly: list[str] = Field(default_factory=list)  # conditions that changed while it was fitted
     duration_s: float = 0.0
     finished: bool = False
@@ -96,6 +100,7 @@ class RunFolder:
         self.state_file = path / "state.safetensors"
         self.good_file = path / "good.json"
         self.verdict_file = path / "verdict.toml"
+        self.region_file = path / "roi.png"
         self.scores_file = path / "scores.json"
 
     @property

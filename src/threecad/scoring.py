@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from torch import Tensor
+import numpy as np
 
 from threecad.data.loading import Progress
 from threecad.errors import DataError, RunError
 from threecad.files import write_text, writing
 from threecad.fit_data import FitData
-from threecad.images import image_size, read_image
-from threecad.inference import TorchNetwork
-from threecad.predictor import BATCH, predict_all
-from threecad.records import Prediction, Sample
+from threecad.framing import Framing
+from threecad.images import Decoding, image_size, limit_of, read_image
+from threecad.predictor import BATCH, Found, Predictor
+from threecad.records import Sample
 from threecad.threads import ordered
 from threecad.verdicts import GoodLooks, GoodPart, GoodScores, joined_parts, look
 
@@ -24,39 +24,63 @@ Parts = dict[str, tuple[GoodPart, ...]]
 
 
 def score_parts(
-    network: TorchNetwork,
+    predictor: Predictor,
     data: FitData,
     samples: Sequence[Sample],
+    framing: Framing,
     progress: Progress | None = None,
-    forward: Callable[[Tensor], Prediction] | None = None,
     batch: int = BATCH,
 ) -> Parts:
     """The good parts that the samples show, by category.
 
     Args:
-        forward: what is asked instead of the detector, such as its `left_out`.
-        batch: images that go through the network together; for `left_out` the fit's, so that not a bit is another.
+        batch: frames that go through the network together; for `left_out` the fit's, so that not a bit is another.
 
     Raises:
         RunError: a score or a map is not finite.
     """
     seen: dict[str, list[GoodPart]] = {category.name: [] for category in data.categories}
-    network.forward = forward or network.detector
-    pixels = data.pixels(samples, network.image_size, progress)
-    for sample, found in zip(samples, predict_all(network, pixels, batch), strict=True):
+    for sample, found in zip(samples, _found(predictor, data, samples, framing, progress, batch), strict=True):
         known = data.known[sample.image]
         try:
-            part = GoodPart.seen(known.part, found.score, found.anomaly_map, known.lot, image_size(sample.image))
+            part = GoodPart.seen(known.part, found.score, found.anomaly_map, known.lot, found.size)
         except DataError:
             raise RunError(f"expected a finite score of the good part {sample.image}, found none; fit anew") from None
         seen[sample.category].append(part)
     return {name: joined_parts(parts) for name, parts in seen.items()}
 
 
-def look_at(samples: Sequence[Sample], progress: Progress | None = None) -> dict[str, GoodLooks]:
+def map_units(
+    predictor: Predictor, data: FitData, samples: Sequence[Sample], framing: Framing, progress: Progress | None
+) -> dict[str, tuple[float, float]]:
+    """Centre and spread, by kind of frame, of the peaks of good parts' maps."""
+    peaks: dict[str, list[float]] = {}
+    for found in _found(predictor, data, samples, framing, progress):
+        for kind, anomaly_map in zip(framing.kinds(found.size), found.maps, strict=True):
+            peaks.setdefault(kind, []).append(float(anomaly_map.max()))
+    return {kind: (float(np.median(values)), float(np.std(values))) for kind, values in peaks.items()}
+
+
+def _found(
+    predictor: Predictor,
+    data: FitData,
+    samples: Sequence[Sample],
+    framing: Framing,
+    progress: Progress | None,
+    batch: int = BATCH,
+) -> Iterator[Found]:
+    """What is found in each of some good images, in order."""
+    rows = data.pixels(samples, framing, progress)
+    sizes = [image_size(sample.image, **limit_of(data.decoding)) for sample in samples]
+    count = len(rows) // max(len(samples), 1)
+    pictures = ((rows[np.arange(k * count, (k + 1) * count)], size) for k, size in enumerate(sizes))
+    return predictor.inspect(pictures, batch)
+
+
+def look_at(samples: Sequence[Sample], decoding: Decoding, progress: Progress | None = None) -> dict[str, GoodLooks]:
     """How bright, sharp and large the good images of each category are, at their own size."""
     looks: dict[str, list[GoodLooks]] = {}
-    seen = ordered(lambda sample: look(read_image(sample.image)), samples)
+    seen = ordered(lambda sample: look(read_image(sample.image, **decoding)), samples)
     for done, (sample, one) in enumerate(zip(samples, seen, strict=True), start=1):
         looks.setdefault(sample.category, []).append(GoodLooks(one, one))
         if progress:

@@ -20,6 +20,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -54,12 +55,22 @@ class Table(Frozen):
         return value.expanduser().absolute() if isinstance(value, Path) else value
 
 
+AUTO = (0, -1)
+"""The size `auto`: not settled yet; a fit settles it from the shape of the parts."""
+
+
 def _as_pair(value: Any) -> Any:
+    if value == "auto":
+        return AUTO
     return (value, value) if isinstance(value, int) else value
 
 
-Size = Annotated[tuple[int, int], BeforeValidator(_as_pair)]
-"""Height and width in pixels; one number means a square."""
+def _as_setting(value: tuple[int, int]) -> str | list[int]:
+    return "auto" if value == AUTO else list(value)
+
+
+Size = Annotated[tuple[int, int], BeforeValidator(_as_pair), PlainSerializer(_as_setting, when_used="json")]
+"""Height and width in pixels; one number means a square, `auto` the shape of the parts."""
 
 
 Weights = Literal["imagenet", "embedded", "random"] | Path
@@ -73,7 +84,11 @@ class MethodConfig(Table):
     """Height and width have to be multiples of this many pixels: the coarsest stride of the method's networks."""
 
     image_size: Size = (256, 256)
-    """Height and width in pixels that images are resized to; one number means a square."""
+    """Height and width in pixels that images are resized to; one number means a square. `auto`: the parts' own shape,
+    of `pixels` pixels, rounded to the method's grid."""
+
+    pixels: int = Field(default=65_536, ge=1024, le=16_777_216)
+    """Pixels of an image where `image_size` is `auto`."""
 
     weights: Weights = "imagenet"
     """`imagenet` (from the weight cache), `embedded` (in the package index's backbone), `random`, or a file."""
@@ -81,6 +96,8 @@ class MethodConfig(Table):
     @field_validator("image_size")
     @classmethod
     def _on_the_grid(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if value == AUTO:
+            return value
         if min(value) < 32 or max(value) > 4096:
             raise ValueError("expected a height and a width between 32 and 4096 px")
         height, width = (-(-side // cls.grid) * cls.grid for side in value)
@@ -142,6 +159,43 @@ class DataSettings(Table):
     bits: int | None = Field(default=None, ge=9, le=16)
     """Significant bits of 16-bit grey images, such as 12 for a camera of 4096 levels. Unset: all 16."""
 
+    roi: Path | tuple[tuple[float, ...], ...] | None = None
+    """Region of interest: a mask image (not black: look here), a labelme file, or shapes in shares of width and height:
+    `[[x, y, x, y], …]`, four numbers for a rectangle and six or more for a polygon. The rest is ignored."""
+
+    tiles: tuple[int, int] | None = None
+    """Rows and columns of overlapping tiles that a part is cut into; each goes through the network by itself."""
+
+    tile_px: int | None = Field(default=None, ge=32, le=4096)
+    """Side in pixels of square tiles, instead of `tiles`."""
+
+    tile_overlap: float = Field(default=0.25, ge=0.0, le=0.75)
+    """Share of a tile that it has in common with its neighbour."""
+
+    whole: bool = True
+    """Beside its tiles, look at the part as a whole, so that large defects are seen."""
+
+    @field_validator("roi")
+    @classmethod
+    def _shapes(cls, value: Any) -> Any:
+        for shape in value if isinstance(value, tuple) else ():
+            if len(shape) < 4 or len(shape) % 2 or not all(0 <= share <= 1 for share in shape):
+                raise ValueError("expected shapes of 4, 6, 8, … numbers between 0 and 1: x, y, x, y, …")
+        return value
+
+    @field_validator("tiles")
+    @classmethod
+    def _at_least_one(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and not all(1 <= count <= 64 for count in value):
+            raise ValueError("expected rows and columns between 1 and 64")
+        return value
+
+    @model_validator(mode="after")
+    def _one_kind_of_tiles(self) -> Self:
+        if self.tiles is not None and self.tile_px is not None:
+            raise ValueError("expected tiles or tile_px, found both")
+        return self
+
 
 class TrainingSettings(Table):
     """[training] – how a method is fitted."""
@@ -179,12 +233,13 @@ class EvaluationSettings(Table):
     """[evaluation] – how maps and masks meet."""
 
     size: Size = (256, 256)
-    """Height and width in pixels at which maps and masks are compared; one number means a square."""
+    """Height and width in pixels at which maps and masks are compared; one number means a square, `auto` the image
+    size of the run."""
 
     @field_validator("size")
     @classmethod
     def _within_bounds(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if min(value) < 16 or max(value) > 4096:
+        if value != AUTO and (min(value) < 16 or max(value) > 4096):
             raise ValueError("expected a height and a width between 16 and 4096 px")
         return value
 

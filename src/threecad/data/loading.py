@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 
 from threecad.cache import cache_folder
-from threecad.data.tree import check_sizes
+from threecad.data.readers import check_sizes
 from threecad.errors import DataError
-from threecad.images import read_image, read_mask
+from threecad.framing import Framing
+from threecad.images import Decoding, image_size, limit_of, read_image, read_mask
 from threecad.records import Sample
 from threecad.threads import ordered
 
-RULE = "pillow bilinear antialiased square; masks nearest; 1"
+RULE = "pillow bilinear antialiased square; masks nearest; 2"
 """Version of the rule that makes pixels out of files; part of each pack's key."""
 
 _OURS = re.compile(r"[0-9a-f]{32}\.(npy|json)|hashes\.sqlite(-journal|-wal|-shm)?|\.building-\w+")
@@ -53,10 +54,16 @@ class Pack:
 
 
 class Rows:
-    """Chosen rows of a pack, (N, H, W, 3) uint8, read when they are indexed."""
+    """Chosen rows of a pack, (N, H, W, 3) uint8, read when they are indexed.
 
-    def __init__(self, pack: np.ndarray, chosen: np.ndarray) -> None:
-        self.pack, self.chosen = pack, chosen
+    Args:
+        pack: (P, H, W, 3).
+        chosen: indices of N of its rows.
+        inside: (F, H, W) of bool, where in each of F frames the region of interest is; row P shows frame P mod F.
+    """
+
+    def __init__(self, pack: np.ndarray, chosen: np.ndarray, inside: np.ndarray | None = None) -> None:
+        self.pack, self.chosen, self.inside = pack, chosen, inside
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -67,17 +74,59 @@ class Rows:
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self.pack[row] for row in self.chosen)
 
+    def inside_of(self, index: np.ndarray) -> np.ndarray | None:
+        """Where the region of interest is in those rows, (B, H, W) of bool; None where there is none."""
+        return None if self.inside is None else self.inside[self.chosen[index] % len(self.inside)]
 
-def load_images(samples: Sequence[Sample], size: tuple[int, int], progress: Progress | None = None) -> np.ndarray:
-    """Images of the samples, memory-mapped (N, H, W, 3) uint8 RGB.
+
+def load_images(
+    samples: Sequence[Sample], size: tuple[int, int], progress: Progress | None = None, decoding: Decoding | None = None
+) -> np.ndarray:
+    """Images of the samples, memory-mapped (N, H, W, 3) uint8 RGB, each resized as a whole.
 
     Raises:
         DataError: an image cannot be read, or the cache cannot be written.
     """
-    return _load("images", samples, size, (3,), lambda sample: read_image(sample.image, size), progress)
+    return load_frames(samples, Framing(size), progress, decoding)[:, 0]
 
 
-def load_masks(samples: Sequence[Sample], size: tuple[int, int], progress: Progress | None = None) -> np.ndarray:
+def load_frames(
+    samples: Sequence[Sample],
+    framing: Framing,
+    progress: Progress | None = None,
+    decoding: Decoding | None = None,
+) -> np.ndarray:
+    """What a network sees of each sample, memory-mapped (N, F, H, W, 3) uint8 RGB: F frames of one size.
+
+    Args:
+        decoding: how files become pixels, as keywords of `read_image`.
+
+    Raises:
+        DataError: an image cannot be read, has another number of frames than the first, or the cache cannot be written.
+    """
+    decoding = decoding or {}
+    bits = [f"{decoding['bits']} bits"] if "bits" in decoding else []
+    rule = "; ".join([RULE, *bits, *([] if framing.is_plain else [framing.key])])
+    count = len(framing.boxes(image_size(samples[0].image, **limit_of(decoding)))) if samples and framing.tiles else 1
+
+    def read(sample: Sample) -> np.ndarray:
+        try:
+            frames = framing.frames(read_image(sample.image, **decoding))
+        except DataError as error:
+            raise DataError(str(error) if str(sample.image) in str(error) else f"{sample.image}: {error}") from None
+        if len(frames) != count:
+            raise DataError(
+                f"{sample.image}: expected {count} frames as of the other parts, found {len(frames)};\n"
+                "where sizes differ, set the number of tiles (data.tiles) instead of their size"
+            )
+        return frames
+
+    return _load("images", rule, samples, framing.image_size, (count,), (3,), read, progress)
+
+
+def load_masks(
+    samples: Sequence[Sample], size: tuple[int, int], progress: Progress | None = None, decoding: Decoding | None = None
+) -> np.ndarray:
     """Masks of the samples, memory-mapped (N, H, W) uint8 of 0 and 1; all zero for a sample without one.
 
     Raises:
@@ -87,10 +136,11 @@ def load_masks(samples: Sequence[Sample], size: tuple[int, int], progress: Progr
     def read(sample: Sample) -> np.ndarray:
         if sample.mask is None:
             return np.zeros(size, np.uint8)
-        check_sizes(sample)
-        return read_mask(sample.mask, size)
+        check_sizes(sample, **limit)
+        return read_mask(sample.mask, size, more=sample.more_masks, **limit)
 
-    return _load("masks", samples, size, (), read, progress)
+    limit = limit_of(decoding or {})
+    return _load("masks", RULE, samples, size, (), (), read, progress)
 
 
 def content_hashes(paths: Sequence[Path], progress: Progress | None = None) -> list[str]:
@@ -160,22 +210,26 @@ def _remove(entry: Path) -> int:
 
 def _load(
     kind: str,
+    rule: str,
     samples: Sequence[Sample],
     size: tuple[int, int],
+    frames: tuple[int, ...],
     channels: tuple[int, ...],
     read: Callable[[Sample], np.ndarray],
     progress: Progress | None,
 ) -> np.ndarray:
     if not samples:
-        return np.zeros((0, *size, *channels), np.uint8)
+        return np.zeros((0, *frames, *size, *channels), np.uint8)
     files = [
-        path for sample in samples for path in ([sample.image, sample.mask] if kind == "masks" else [sample.image])
+        path
+        for sample in samples
+        for path in ([sample.image, sample.mask, *sample.more_masks] if kind == "masks" else [sample.image])
     ]
     hashes = iter(content_hashes([path for path in files if path is not None]))
     contents = [next(hashes) if path is not None else "-" for path in files]
-    key = hashlib.sha256(json.dumps([RULE, kind, size, contents]).encode()).hexdigest()[:32]
+    key = hashlib.sha256(json.dumps([rule, kind, size, contents]).encode()).hexdigest()[:32]
     path = cache_folder("pixels") / f"{key}.npy"
-    shape = (len(samples), *size, *channels)
+    shape = (len(samples), *frames, *size, *channels)
     if not _is_pack(path, shape):
         about = {"category": samples[0].category, "kind": kind, "count": len(samples), "size": size}
         _write_pack(path, shape, about, ordered(read, samples), progress)

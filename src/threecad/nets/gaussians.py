@@ -13,11 +13,9 @@ from torch import Tensor, nn
 
 from threecad.nets.maps import full_precision
 
-LEAST_VARIANCE = 1e-8  # of features about 1 long: what a single image, or images all alike, are taken to vary by
-LEAST_REST = {torch.float32: 1e-4, torch.float64: 1e-7}
-"""Of what leaving a vector out divides by, lest rounding makes it 0 where few vectors were seen."""
-
-POSITIONS_AT_ONCE = 512  # in closed form: float64 copies of their covariances are what costs memory
+LEAST_VARIANCE = 1e-8  # mean variance assumed for features about 1 long where all images are alike, or there is one
+LEAST_DENOMINATOR = {torch.float32: 1e-4, torch.float64: 1e-7}  # lower bound of the denominator in `left_out`
+POSITIONS_AT_ONCE = 512  # whose Σ are inverted together, in float64
 
 
 class PositionGaussians(nn.Module):
@@ -56,8 +54,9 @@ class PositionGaussians(nn.Module):
         """
         count = self.count.clamp_min(2).to(distances.dtype)
         square = distances.square()
-        rest = (1 - square * count / (count - 1).square()).clamp_min(LEAST_REST[distances.dtype])
-        return count / (count - 1) * (square / rest).sqrt()
+        least = LEAST_DENOMINATOR[distances.dtype]
+        denominator = (1 - square * count / (count - 1).square()).clamp_min(least)
+        return count / (count - 1) * (square / denominator).sqrt()
 
     def empty_sums(self) -> dict[str, Tensor]:
         """Sums of no vectors, float64."""
@@ -69,11 +68,11 @@ class PositionGaussians(nn.Module):
         """Add vectors (P, B, D) to the sums, in place; if given, only those `counted`, (P, B) of bool."""
         vectors = vectors.double()
         if counted is None:
-            sums["count"] += vectors.shape[1]
+            sums["count"].add_(vectors.shape[1])
         else:
-            sums["count"] += counted.sum(dim=1)
+            sums["count"].add_(counted.sum(dim=1))
             vectors = vectors * counted.unsqueeze(2)
-        sums["sum"] += vectors.sum(dim=1)
+        sums["sum"].add_(vectors.sum(dim=1))
         sums["product"].baddbmm_(vectors.transpose(1, 2), vectors)
 
     def conclude(self, sums: Mapping[str, Tensor], ridge: float, relative: bool = False, shared: float = 0.0) -> None:

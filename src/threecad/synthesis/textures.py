@@ -7,12 +7,11 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
-from threecad.errors import DataError
+from threecad.errors import DataError, SettingsError
 from threecad.images import IMAGE_SUFFIXES, read_image
 from threecad.synthesis import TextureSource
 from threecad.synthesis.noise import lattice_noise
@@ -21,9 +20,41 @@ from threecad.threads import thread_count
 MEMORY_LIMIT_BYTES = 3 << 29  # 1.5 GiB hold all 5,640 pictures of DTD at 256×256 px
 
 
-def texture_source(textures: Path | Literal["procedural"] | None) -> TextureSource:
-    """The pictures in a folder, or procedural patterns: by that word, or where nothing is said."""
-    return FolderTextures(textures) if isinstance(textures, Path) else ProceduralTextures()
+PROCEDURAL = "procedural"
+"""What `data.textures` says where no folder of pictures is to be used."""
+
+
+def texture_source(chosen: Path | str | None) -> TextureSource:
+    """The pictures in a folder, or patterns drawn on the spot if `chosen` is "procedural".
+
+    Without a choice a source comes out that methods without synthetic anomalies never notice, and that others cannot
+    use.
+
+    Raises:
+        DataError: the folder is missing or has no pictures.
+    """
+    if chosen is None:
+        return MissingTextures()
+    return ProceduralTextures() if str(chosen) == PROCEDURAL else FolderTextures(Path(chosen))
+
+
+class MissingTextures:
+    """No textures: raises SettingsError, which names the setting, as soon as any are asked for."""
+
+    @property
+    def name(self) -> str:
+        raise _missing()
+
+    def sample(self, count: int, size: tuple[int, int], generator: Generator) -> Tensor:
+        raise _missing()
+
+
+def _missing() -> SettingsError:
+    return SettingsError(
+        "setting 'data.textures': the synthetic anomalies of this method need textures, found none\n"
+        "Name a folder of pictures (the papers take the Describable Textures Dataset, DTD), "
+        f'or say data.textures = "{PROCEDURAL}".'
+    )
 
 
 class FolderTextures:
@@ -98,7 +129,7 @@ class ProceduralTextures:
     For places where no folder of textures may be brought. Scores depend on the textures, so results name the source.
     """
 
-    name = "procedural"
+    name = PROCEDURAL
 
     def sample(self, count: int, size: tuple[int, int], generator: Generator) -> Tensor:
         """`count` patterns as (count, 3, H, W) in [0, 1] on the generator's device."""

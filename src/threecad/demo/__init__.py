@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from threecad.data.loading import Progress
-from threecad.data.parts import CATEGORY, write_parts
+from threecad.demo.parts import CATEGORY, write_parts
 from threecad.errors import RunError
 from threecad.fitting import fit
 from threecad.prediction import predict_files
