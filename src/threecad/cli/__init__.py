@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from threecad.allocation import keep_freed_memory
-from threecad.cli import benchmark, data, demo, evaluate, fit, methods, predict, settings, show, weights
+from threecad.cli import benchmark, data, demo, evaluate, fit, methods, predict, settings, show, station, weights
 from threecad.cli.terminal import is_quiet, prepare_streams
 from threecad.errors import ThreeCADError
 
@@ -41,6 +41,8 @@ app.command()(benchmark.tables)
 app.command()(methods.methods)
 app.command()(settings.settings)
 app.add_typer(weights.app)
+app.command()(station.serve)
+app.add_typer(station.audit)
 
 
 def main() -> NoReturn:

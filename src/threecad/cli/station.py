@@ -1,0 +1,51 @@
+"""`threecad serve`, `threecad audit` and `threecad replay`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+from threecad.cli.terminal import interruptible, note, result
+
+audit = typer.Typer(name="audit", help="The records of a station.", no_args_is_help=True)
+
+
+def serve(
+    folders: Annotated[
+        list[Path] | None,
+        Argument(metavar="RUN|BUNDLE...", help="What inspects; each is a recipe.", show_default=False),
+    ] = None,
+    demo: Annotated[bool, Option("--demo", help="A model fitted on drawn parts, and a line that makes them.")] = False,
+    host: Annotated[str, Option(metavar="H", help="Address; any but this machine's own needs tokens.")] = "127.0.0.1",
+    port: Annotated[int, Option(metavar="N", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    store: Annotated[Path, Option(metavar="DIR", help="Folder for records and pictures.")] = Path("station"),
+    places: Annotated[int, Option(metavar="N", min=1, max=32, help="Parts in the station at once.")] = 16,
+    deadline: Annotated[float, Option(metavar="S", min=0.01, help="Seconds until a part is REVIEW for time.")] = 10.0,
+) -> None:
+    """Inspect parts over HTTP, with pages for the people at the line."""
+    from threecad.station.line import Limits
+    from threecad.station.serving import open_line, serve
+
+    if bool(folders) == demo:
+        raise typer.BadParameter("expected runs or bundles to serve, or --demo")
+    limits = Limits(places=places, deadline_s=deadline)
+    with interruptible(lambda: "the records are in " + str(store)):
+        line = open_line(folders or [], store, limits, note)
+        serve(line, host, port, result)
+
+
+@audit.command()
+def verify(
+    store: Annotated[Path, Argument(metavar="STORE", help="Folder of a station.", show_default=False)],
+) -> None:
+    """Check that no record was changed, removed or inserted; exits with 1 where one was."""
+    from threecad.station.store import store_faults
+
+    count, head, faults = store_faults(store)
+    for fault in faults:
+        note(f"threecad: {fault}")
+    result(f"{count} records, {len(faults)} faults; the last hash is {head}")
+    raise typer.Exit(1 if faults else 0)

@@ -1,0 +1,153 @@
+"""A run or a bundle as a recipe: the only file of the station that asks a detector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from threecad.errors import SettingsError
+from threecad.images import Decoding, read_image, resize_map
+from threecad.inference import load
+from threecad.overlay import Scale
+from threecad.predictor import Predictor
+from threecad.runs import RunFolder
+from threecad.verdicts import AREAS_PX, GoodPart, GoodScores, Judged, Verdicts, look, per_cent
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a recipe says of one picture."""
+
+    score: float
+    anomaly_map: np.ndarray  # (H, W) float32 at the picture's own size
+    judged: Judged
+    brightness: float  # mean grey level
+    sharpness: float  # mean absolute Laplacian of the grey levels
+    thumbnail: np.ndarray  # (16, 16) float32 grey levels, to find similar parts by
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the parts of one kind are inspected. Immutable: another model or other thresholds make another recipe."""
+
+    name: str
+    folder: Path  # of the run or the bundle
+    category: str
+    predictor: Predictor
+    verdicts: Verdicts
+    model: str  # SHA-256 of the detector
+
+    def inspect(self, picture: Path) -> Seen:
+        """What is found in a picture file.
+
+        Raises:
+            DataError: it cannot be read, or has no finite score.
+        """
+        pixels = read_image(picture, **self.decoding)
+        found = self.predictor(pixels, self.category)
+        judged = self.verdicts.judge(found.score, found.anomaly_map, pixels, self.category)
+        grey = pixels.mean(axis=2, dtype=np.float32)
+        sharpness = float(np.abs(ndimage.laplace(grey)).mean())
+        thumbnail = resize_map(grey, (16, 16))
+        return Seen(found.score, found.anomaly_map, judged, look(pixels).brightness, sharpness, thumbnail)
+
+    @property
+    def decoding(self) -> Decoding:
+        """How picture files become pixels."""
+        return self.predictor.decoding
+
+    @property
+    def good_scores(self) -> np.ndarray:
+        """(n,) float64 of the good parts that the thresholds stand on."""
+        return self.verdicts.good.scores(self.category)
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Scores above which a part is set aside and rejected, and the share of good parts that will be at most.
+
+        Empty with too few good parts for any.
+        """
+        try:
+            limits = self.verdicts.limits(self.category)
+        except SettingsError:
+            return {}
+        return {
+            "review": limits.review.threshold,
+            "reject": limits.reject.threshold,
+            "promised_review": limits.review.promised,
+            "promised_reject": limits.reject.promised,
+            "region": limits.region.threshold,
+        }
+
+    @property
+    def promises(self) -> list[str]:
+        """The bounds in words."""
+        try:
+            return self.verdicts.sentences(self.category)
+        except SettingsError as error:
+            return [f"Every part is REVIEW: {error}."]
+
+    @property
+    def bound(self) -> str:
+        """The share of good parts that will be set aside or rejected at most, in short."""
+        found = self.thresholds
+        return per_cent(found["promised_review"], up=True) if found else "no bound"
+
+    def scale(self, anomaly_map: np.ndarray) -> Scale:
+        """Colours of a map: those of the good parts where there are some, else the map's own."""
+        peaks = self.verdicts.good.peaks(self.category)
+        return Scale.of_good(peaks.tolist()) or Scale.of_map(anomaly_map)
+
+    def with_budgets(self, **budgets: Any) -> Recipe:
+        """The same with other budgets of good parts.
+
+        Raises:
+            SettingsError: a value that does not fit.
+        """
+        return replace(self, verdicts=replace(self.verdicts, settings=self.verdicts.settings.changed(**budgets)))
+
+    @property
+    def budgets(self) -> dict[str, Any]:
+        """The budgets of good parts, by name."""
+        return self.verdicts.settings.model_dump()
+
+
+def open_recipes(folders: Sequence[Path]) -> dict[str, Recipe]:
+    """The recipes of some runs and bundles, by name: the folder's, and of a run of several categories theirs with it.
+
+    Raises:
+        RunError: a folder is neither a run nor a bundle.
+        SettingsError: two of the same name.
+    """
+    recipes: dict[str, Recipe] = {}
+    for folder in folders:
+        for recipe in _of_folder(folder):
+            if recipe.name in recipes:
+                raise SettingsError(f"two recipes are called '{recipe.name}'; rename the folder {folder}")
+            recipes[recipe.name] = recipe
+    return recipes
+
+
+def _of_folder(folder: Path) -> list[Recipe]:
+    predictor = load(folder)
+    record = RunFolder(folder).read_record()
+    name = folder.resolve().name
+    recipes = []
+    for category in predictor.good:
+        own_name = name if len(predictor.good) == 1 else f"{name}-{category}"
+        verdicts, model = verdicts_of(predictor, category), record.detector_sha256 or ""
+        recipes.append(Recipe(own_name, folder, category, predictor, verdicts, model))
+    return recipes
+
+
+def verdicts_of(predictor: Predictor, category: str) -> Verdicts:
+    """What a predictor's good parts of a category make of scores."""
+    good = predictor.good[category]
+    pairs = enumerate(zip(good.scores, good.peaks, strict=True))
+    parts = (GoodPart(part=str(index), score=score, peaks=(peak,) * len(AREAS_PX)) for index, (score, peak) in pairs)
+    return Verdicts(GoodScores(parts={category: tuple(parts)}))

@@ -1,0 +1,75 @@
+"""A station under test: a small real network, pictures of plates, and a client on this machine."""
+
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from starlette.testclient import TestClient
+
+from conftest import plate, scratch
+from threecad.predictor import GoodParts, Predictor
+from threecad.station.inspecting import Recipe, verdicts_of
+from threecad.station.line import Limits, Line
+from threecad.station.safety import Guard, guard_for
+from threecad.station.service import make_app
+from threecad.station.serving import as_left
+from threecad.station.store import Store
+
+
+class Darkness:
+    """A network whose map is how dark a pixel is, and whose score is its maximum."""
+
+    image_size, precision = (48, 64), "float32"
+
+    def __init__(self) -> None:
+        self.may_go = threading.Event()
+        self.may_go.set()
+
+    def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        self.may_go.wait(20)
+        maps = 1 - pixels.astype(np.float32).mean(axis=3) / 255
+        return maps, maps.max(axis=(1, 2))
+
+
+def picture(seed: int, defect: bool = False) -> bytes:
+    pixels = plate(seed)
+    if defect:
+        pixels = np.where(scratch(seed)[..., None] > 0, np.uint8(5), pixels)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def recipe(network: Darkness | None = None, name: str = "plate") -> Recipe:
+    network = network or Darkness()
+    maps, scores = network(np.stack([plate(seed) for seed in range(1000, 1060)]))
+    good = {"plate": GoodParts(scores.tolist(), maps.max(axis=(1, 2)).tolist())}
+    predictor = Predictor(network, "darkness", good)
+    return Recipe(name, Path(name), "plate", predictor, verdicts_of(predictor, "plate"), "0" * 64)
+
+
+class Station:
+    """A service under test, its line, and a client on this machine."""
+
+    def __init__(self, folder: Path, limits: Limits | None = None, guard: Guard | None = None) -> None:
+        self.network = Darkness()
+        self.folder = folder
+        self.store = Store(folder)
+        self.left = self.store.settle_unfinished()
+        self.line = Line(
+            self.store, {"plate": as_left(recipe(self.network), self.store)}, limits or Limits(deadline_s=20)
+        )
+        self.client = TestClient(make_app(self.line, guard or guard_for("127.0.0.1")), base_url="http://127.0.0.1")
+
+    def post(self, content: bytes, **asked: Any) -> Any:
+        return self.client.post("/v1/inspect", params=asked, content=content)
+
+    def close(self) -> None:
+        self.network.may_go.set()
+        self.line.close()
+        self.store.close()
