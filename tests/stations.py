@@ -36,8 +36,8 @@ class Darkness:
         return maps, maps.max(axis=(1, 2))
 
 
-def picture(seed: int, defect: bool = False) -> bytes:
-    pixels = plate(seed)
+def picture(seed: int, defect: bool = False, light: float = 1.0) -> bytes:
+    pixels = np.clip(plate(seed) * light, 0, 255).astype(np.uint8)
     if defect:
         pixels = np.where(scratch(seed)[..., None] > 0, np.uint8(5), pixels)
     buffer = io.BytesIO()

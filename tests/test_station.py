@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("fastapi", reason="the extra threecad[station] is not installed")
-pytest.importorskip("httpx", reason="httpx is not installed")
+pytest.importorskip("starlette.testclient", exc_type=ImportError, reason="httpx2 is not installed")
 
 from conftest import scratch
 from stations import Station, picture, recipe

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from threecad.cli.terminal import interruptible, note, result
+from threecad.cli.terminal import counting, interruptible, note, progress, result
 
 audit = typer.Typer(name="audit", help="The records of a station.", no_args_is_help=True)
 
@@ -26,15 +26,19 @@ def serve(
     deadline: Annotated[float, Option(metavar="S", min=0.01, help="Seconds until a part is REVIEW for time.")] = 10.0,
 ) -> None:
     """Inspect parts over HTTP, with pages for the people at the line."""
+    _require_extra()
     from threecad.station.line import Limits
-    from threecad.station.serving import open_line, serve
+    from threecad.station.serving import serve, serve_demo
 
     if bool(folders) == demo:
         raise typer.BadParameter("expected runs or bundles to serve, or --demo")
     limits = Limits(places=places, deadline_s=deadline)
-    with interruptible(lambda: "the records are in " + str(store)):
-        line = open_line(folders or [], store, limits, note)
-        serve(line, host, port, result)
+    with interruptible(lambda: f"the records are in {store}"), progress() as shown:
+        if demo:
+            drawing = counting(shown, "drawing parts")
+            serve_demo(store, limits, host, port, result, progress=drawing, notify=shown.notify)
+        else:
+            serve(folders or [], store, limits, host, port, result, notify=shown.notify)
 
 
 @audit.command()
@@ -49,3 +53,13 @@ def verify(
         note(f"threecad: {fault}")
     result(f"{count} records, {len(faults)} faults; the last hash is {head}")
     raise typer.Exit(1 if faults else 0)
+
+
+def _require_extra() -> None:
+    from importlib.util import find_spec
+
+    from threecad.errors import SettingsError
+
+    for name in ("fastapi", "uvicorn", "python_multipart"):
+        if find_spec(name) is None:
+            raise SettingsError(f"{name} is not installed; `pip install threecad[station]` brings it")

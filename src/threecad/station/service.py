@@ -22,6 +22,7 @@ from starlette.datastructures import UploadFile
 from threecad.errors import DataError, FileError, RunError, SettingsError
 from threecad.overlay import Scale
 from threecad.station import chain
+from threecad.station.drift import Watches
 from threecad.station.health import metrics
 from threecad.station.line import BusyError, Line
 from threecad.station.safety import Gate, Guard, Role
@@ -84,7 +85,10 @@ def make_app(line: Line, guard: Guard) -> FastAPI:
 
     about = {"title": "ThreeCAD station", "version": importlib.metadata.version("threecad")}
     app = FastAPI(**about, docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.state.line, app.state.guard = line, guard
+    app.state.line, app.state.guard, app.state.watches = line, guard, Watches(line)
+    for name in line.recipes:
+        app.state.watches.update(name)
+    line.on_record = lambda row: app.state.watches.update(row.content["recipe"])
     app.include_router(api)
     add_pages(app)
     for error, status in ((DataError, 422), (SettingsError, 422), (RunError, 409), (FileError, 503)):
@@ -196,6 +200,7 @@ def answer_of(row: chain.Row) -> dict[str, Any]:
 def parts(
     request: Request,
     queue: bool = False,
+    answer: Literal["", "good", "defect", "skip"] = "",
     verdict: Literal["", "OK", "REVIEW", "NG"] = "",
     lot: Text = "",
     recipe: Text = "",
@@ -206,10 +211,17 @@ def parts(
 ) -> list[dict[str, Any]]:
     """Parts, the newest first: with `queue` those that need eyes and have no answer yet."""
     line = _line(request, Role.OPERATOR)
-    where, values = ["id < ?", "seq IS NOT NULL"], [before]
+    where, values = ["id < ?", "seq IS NOT NULL"], list[Any]([before])
     if queue:
         where.append("verdict IN ('NG', 'REVIEW') AND answer IS NULL")
-    asked = {"verdict = ?": verdict, "lot = ?": lot, "recipe = ?": recipe, "defect = ?": defect, "at >= ?": since}
+    asked = {
+        "verdict = ?": verdict,
+        "lot = ?": lot,
+        "recipe = ?": recipe,
+        "defect = ?": defect,
+        "at >= ?": since,
+        "answer = ?": answer,
+    }
     for condition, value in asked.items():
         if value:
             where.append(condition)
@@ -295,6 +307,15 @@ def change_thresholds(request: Request, name: str, budgets: Budgets) -> dict[str
     )
     line.recipes[name] = after
     return thresholds(request, name)
+
+
+@api.post("/v1/recipes/{name}/watch")
+def restart_watch(request: Request, name: str) -> dict[str, Any]:
+    """Begin the watch for drift anew, after what raised an alarm is mended; only the engineer, and with a record."""
+    line = _line(request, Role.ENGINEER)
+    _recipe(line, name)
+    request.app.state.watches.restart(name, _who(request))
+    return {"recipe": name, "alarms": []}
 
 
 @api.get("/v2/health/live")

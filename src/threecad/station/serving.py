@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from threecad.errors import SettingsError
 from threecad.station.inspecting import Recipe, open_recipes
 from threecad.station.line import Limits, Line
 from threecad.station.store import Store
+
+if TYPE_CHECKING:
+    from threecad.station.safety import Guard
+
+BACKLOG = 128
+"""Connections that may wait to be taken."""
 
 
 def open_line(folders: Sequence[Path], store: Path, limits: Limits, notify: Callable[[str], None]) -> Line:
@@ -31,38 +39,89 @@ def open_line(folders: Sequence[Path], store: Path, limits: Limits, notify: Call
 
 
 def serve(
-    line: Line, host: str, port: int, notify: Callable[[str], None], beside: Callable[[], None] | None = None
+    folders: Sequence[Path],
+    store: Path,
+    limits: Limits,
+    host: str,
+    port: int,
+    tell: Callable[[str], None],
+    *,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Answer until SIGINT or SIGTERM; what was accepted is finished first.
+    """Inspect with some runs and bundles until SIGINT or SIGTERM; what was accepted is finished first.
 
     Args:
-        beside: called once the service answers.
+        tell: called with the address once the station answers.
+        notify: called with a line worth reading.
 
     Raises:
         SettingsError: the extra `station` is not installed, the address is taken, or tokens are needed.
+        RunError, FileError: as of `open_line`.
     """
-    try:
-        import uvicorn
+    with _listening(host, port) as (listening, guard):
+        line = open_line(folders, store, limits, notify)
+        try:
+            _answer(line, guard, listening, tell)
+        finally:
+            line.store.close()
 
-        from threecad.station.safety import guard_for
-        from threecad.station.service import make_app
-    except ImportError as error:
-        raise SettingsError(f"{error.name} is not installed; `pip install threecad[station]` brings it") from None
-    app = make_app(line, guard_for(host))
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listening:
+
+def serve_demo(
+    store: Path,
+    limits: Limits,
+    host: str,
+    port: int,
+    tell: Callable[[str], None],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    notify: Callable[[str], None] = lambda line: None,
+) -> None:
+    """The same with a model quickly fitted on drawn parts, in STORE/demo, and a simulated line of them.
+
+    Raises:
+        ThreeCADError: as of `serve`.
+    """
+    from threecad.demo.line import fit_line
+    from threecad.station.simulated import simulate
+
+    run = store / "demo" / "aluminium_cover"
+    with _listening(host, port) as (listening, guard):
+        if not run.is_dir():
+            fit_line(store / "demo", progress, notify)
+        line = open_line([run], store, limits, notify)
+        end = simulate(line, notify)
+        try:
+            _answer(line, guard, listening, tell)
+        finally:
+            end()
+            line.store.close()
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[tuple[socket.socket, Guard]]:
+    """The socket of the address, and who may use it; first, so that nothing is loaded in vain."""
+    from threecad.station.safety import guard_for
+
+    guard = guard_for(host)
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((host, port))
         except OSError as error:
             raise SettingsError(f"cannot serve on {host}:{port}: {error.strerror}; choose another --port") from None
-        listening.listen(128)
-        notify(f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/")
-        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
-        if beside is not None:
-            beside()
-        uvicorn.Server(config).run(sockets=[listening])
-    line.store.close()
+        yield listening, guard
+
+
+def _answer(line: Line, guard: Guard, listening: socket.socket, tell: Callable[[str], None]) -> None:
+    import uvicorn
+
+    from threecad.station.service import make_app
+
+    config = uvicorn.Config(make_app(line, guard), log_level="warning", access_log=False, server_header=False)
+    host, port = listening.getsockname()[:2]
+    listening.listen(BACKLOG)
+    tell(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 def as_left(recipe: Recipe, records: Store) -> Recipe:
