@@ -42,6 +42,7 @@ app.command()(methods.methods)
 app.command()(settings.settings)
 app.add_typer(weights.app)
 app.command()(station.serve)
+app.command()(station.replay)
 app.add_typer(station.audit)
 
 

@@ -55,6 +55,23 @@ def verify(
     raise typer.Exit(1 if faults else 0)
 
 
+def replay(
+    store: Annotated[Path, Argument(metavar="STORE", help="Folder of a station.", show_default=False)],
+    folder: Annotated[Path, Argument(metavar="RUN|BUNDLE", help="The other model.", show_default=False)],
+    out: Annotated[Path, Option(metavar="DIR", help="Folder for changes.csv and index.html.")] = Path("replay"),
+    recipe: Annotated[str | None, Option(metavar="NAME", help="Whose parts, in a store of several recipes.")] = None,
+    last: Annotated[int, Option(metavar="N", min=1, help="How many parts, the latest ones.")] = 1000,
+) -> None:
+    """Say which past verdicts another model would change, with pictures, before it goes live."""
+    from threecad.station.replay import replay
+
+    with interruptible(lambda: "the store is as it was"), progress() as shown:
+        replayed = replay(store, folder, out, recipe=recipe, last=last, progress=counting(shown, "replaying"))
+    for kind, count in replayed.kinds.items():
+        result(f"{kind}: {count}")
+    result(f"{len(replayed.changes)} of {replayed.count} verdicts would change; open {replayed.page}")
+
+
 def _require_extra() -> None:
     from importlib.util import find_spec
 

@@ -19,7 +19,7 @@ PARTS, HOLDOUT = 60, 0.4
 """Good parts that are drawn for the fit, and the share of them that its thresholds stand on."""
 
 SIDE = 192  # px
-DEFECTIVE = 0.15  # share of the parts made
+DEFECTIVE = 0.08  # share of the parts made
 LOT = 40  # parts
 FADES_AFTER, FADES_BY, DARKEST = 60, 0.004, 0.8
 """After so many parts the lamp fades by this share with each further part, down to this."""

@@ -6,7 +6,6 @@ creationTime, processingTimes, isSimulated. Health and models are asked as in KS
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,7 +16,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
 
 from threecad.errors import DataError, FileError, RunError, SettingsError
 from threecad.overlay import Scale
@@ -26,31 +24,15 @@ from threecad.station.drift import Watches
 from threecad.station.health import metrics
 from threecad.station.line import BusyError, Line
 from threecad.station.safety import Gate, Guard, Role
-
-UPLOAD_S = 30.0
-"""Seconds within which a picture must have arrived."""
+from threecad.station.uploads import FORM_BYTES, PRINTABLE, Asked, received
 
 RETRY_S = 1
 """Seconds after which to try again when all places are taken."""
-
-FORM_BYTES = 2**16
-"""Bytes that a multipart form may have beside its picture."""
-
-PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
 
 Text = Annotated[str, Query(max_length=200, pattern=PRINTABLE)]
 Number = Annotated[int, Path(ge=1, lt=2**63)]
 
 api = APIRouter()
-
-
-class Asked(BaseModel):
-    """What is told with a picture."""
-
-    part: str = Field(default="", max_length=200, pattern=PRINTABLE)
-    recipe: str = Field(default="", max_length=200, pattern=PRINTABLE)
-    lot: str = Field(default="", max_length=200, pattern=PRINTABLE)
-    simulated: bool = False
 
 
 class GivenAnswer(BaseModel):
@@ -121,44 +103,11 @@ async def inspect(
     asked = Asked(part=part, recipe=recipe, lot=lot, simulated=simulated)
     try:
         with line.place():
-            content, asked = await _received(request, asked)
+            content, asked = await received(request, asked)
             row = await run_in_threadpool(line.inspect, content, **asked.model_dump())
     except BusyError:
         raise HTTPException(429, "all places are taken; try again", {"Retry-After": str(RETRY_S)}) from None
     return JSONResponse(answer_of(row))
-
-
-async def _received(request: Request, asked: Asked) -> tuple[bytes, Asked]:
-    """The picture, and what is told with it.
-
-    Raises:
-        HTTPException: it comes too slowly, is missing, or is told with something else than text.
-    """
-    is_form = request.headers.get("content-type", "").startswith("multipart/form-data")
-    try:
-        async with asyncio.timeout(UPLOAD_S):
-            if not is_form:
-                content = await request.body()
-            else:
-                async with request.form(max_files=1, max_fields=8) as form:
-                    image = form.get("image")
-                    if not isinstance(image, UploadFile):
-                        raise HTTPException(422, "expected a file in the field 'image'")
-                    content = await image.read()
-                    told = {name: value for name, value in form.items() if name in Asked.model_fields}
-                    asked = Asked.model_validate({**asked.model_dump(), **told})
-    except TimeoutError:
-        raise HTTPException(408, f"the picture did not arrive within {UPLOAD_S:g} s") from None
-    except ValueError as error:  # pydantic's among them
-        raise HTTPException(422, f"expected the fields part, recipe, lot as short texts: {_first(error)}") from None
-    if not content:
-        raise HTTPException(422, "expected a picture, found nothing")
-    return content, asked
-
-
-def _first(error: ValueError) -> str:
-    errors = getattr(error, "errors", None)
-    return str(errors()[0]["msg"]) if errors else type(error).__name__
 
 
 def answer_of(row: chain.Row) -> dict[str, Any]:

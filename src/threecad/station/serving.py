@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -121,7 +122,12 @@ def _answer(line: Line, guard: Guard, listening: socket.socket, tell: Callable[[
     host, port = listening.getsockname()[:2]
     listening.listen(BACKLOG)
     tell(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
-    uvicorn.Server(config).run(sockets=[listening])
+    # uvicorn stops gracefully on SIGTERM and then raises it once more, for whoever ran it: for us, who are done.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def as_left(recipe: Recipe, records: Store) -> Recipe:
