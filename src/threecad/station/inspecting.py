@@ -27,7 +27,7 @@ class Seen:
     anomaly_map: np.ndarray  # (H, W) float32 at the picture's own size
     judged: Judged
     brightness: float  # mean grey level
-    sharpness: float  # mean absolute Laplacian of the grey levels
+    sharpness: float  # mean absolute Laplacian of the grey levels, in their standard deviations: no matter of light
     thumbnail: np.ndarray  # (16, 16) float32 grey levels, to find similar parts by
 
 
@@ -52,7 +52,7 @@ class Recipe:
         found = self.predictor(pixels, self.category)
         judged = self.verdicts.judge(found.score, found.anomaly_map, pixels, self.category)
         grey = pixels.mean(axis=2, dtype=np.float32)
-        sharpness = float(np.abs(ndimage.laplace(grey)).mean())
+        sharpness = float(np.abs(ndimage.laplace(grey)).mean() / max(float(grey.std()), 1.0))
         thumbnail = resize_map(grey, (16, 16))
         return Seen(found.score, found.anomaly_map, judged, look(pixels).brightness, sharpness, thumbnail)
 
