@@ -85,7 +85,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("THREECAD_CACHE", str(root / "cache"))
         method = {"backbone": "resnet10t.c3_in1k", "weights": "random", "image_size": 64, "features": 12}
-        settings = {"method": method, "data": {"holdout": 0.25}, "training": {"precision": "float32"}}
+        settings = {"method": method, "data": {"holdout": 0.5}, "training": {"precision": "float32"}}
         fit("padim", plant(root / "data"), root / "run", settings=settings)
     return root / "run"
 

@@ -12,13 +12,14 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from conftest import plate, scratch
-from threecad.predictor import GoodParts, Predictor
-from threecad.station.inspecting import Recipe, verdicts_of
+from threecad.predictor import Predictor
+from threecad.station.inspecting import Recipe
 from threecad.station.line import Limits, Line
 from threecad.station.safety import Guard, guard_for
 from threecad.station.service import make_app
 from threecad.station.serving import as_left
 from threecad.station.store import Store
+from threecad.verdicts import GoodPart, GoodScores, Verdicts
 
 
 class Darkness:
@@ -48,9 +49,9 @@ def picture(seed: int, defect: bool = False, light: float = 1.0) -> bytes:
 def recipe(network: Darkness | None = None, name: str = "plate") -> Recipe:
     network = network or Darkness()
     maps, scores = network(np.stack([plate(seed) for seed in range(1000, 1060)]))
-    good = {"plate": GoodParts(scores.tolist(), maps.max(axis=(1, 2)).tolist())}
-    predictor = Predictor(network, "darkness", good)
-    return Recipe(name, Path(name), "plate", predictor, verdicts_of(predictor, "plate"), "0" * 64)
+    parts = (GoodPart.seen(str(k), float(score), one) for k, (score, one) in enumerate(zip(scores, maps, strict=True)))
+    predictor = Predictor(network, "darkness", Verdicts(GoodScores(parts={"plate": tuple(parts)})))
+    return Recipe(name, Path(name), "plate", predictor, "0" * 64, predictor.verdicts.settings.model_dump())
 
 
 class Station:

@@ -75,8 +75,8 @@ def test_table_2_counts_3cad_as_table_1_does() -> None:
     assert paper()["table2"]["rows"]["3CAD"].split()[:2] == [str(train + good), str(defect)]
 
 
-def test_the_paper_has_a_line_for_every_method_of_the_registry_and_no_other() -> None:
-    assert set(paper()["table3"]["rows"]) == set(paper()["table4"]["rows"]) == set(METHODS)
+def test_every_method_with_a_line_in_the_paper_is_in_the_registry() -> None:
+    assert set(paper()["table3"]["rows"]) == set(paper()["table4"]["rows"]) <= set(METHODS)
 
 
 def test_a_score_is_found_by_the_name_of_the_folder() -> None:

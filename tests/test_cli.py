@@ -19,6 +19,9 @@ import pytest
 
 from conftest import plant, save, scratch
 from threecad.cli import main
+from threecad.methods import METHODS
+from threecad.runs import RunFolder
+from threecad.verdicts import GoodScores, Verdicts
 
 TINY = [
     *("--set", "method.backbone=resnet10t.c3_in1k", "--set", "method.weights=random"),
@@ -102,7 +105,7 @@ def test_a_misspelt_command_or_option_is_answered_with_the_nearest(ask: Ask) -> 
 
 def test_methods_lists_every_method_with_its_paper(ask: Ask) -> None:
     lines = ask("methods").out.splitlines()
-    assert len(lines) == 1 + 11
+    assert len(lines) == 1 + len(METHODS)
     assert any(line.startswith("cfrg ") and "3CAD: A Large-Scale" in line and "AAAI 2025" in line for line in lines)
 
 
@@ -113,7 +116,7 @@ def test_a_fit_leaves_a_run_that_can_be_evaluated(ask: Ask, tree: Path, tmp_path
     assert "padim has learnt plate" in answer.out
     assert "bfloat16" not in answer.err and "Warning" not in answer.err
     record = json.loads((run / "run.json").read_text())
-    assert (record["seed"], len(record["good_scores"]["plate"])) == (7, 3)
+    assert (record["seed"], record["scoring"], len(record["holdout"])) == (7, "hold-out", 3)
 
     answer = ask("evaluate", run, "--data", tree)
     assert answer.code == 0, answer.err
@@ -330,7 +333,8 @@ def test_predict_lists_broken_images_does_the_others_and_exits_with_1(
     assert answer.code == 1
     (line,) = answer.err.strip().splitlines()
     assert "good/001.png" in line
-    assert answer.out == f"{tmp_path / 'out' / 'predictions.csv'}: 8 images, 1 failed\n"
+    counts = re.fullmatch(r".*: 8 images: (\d) OK, (\d) REVIEW, (\d) NG, 1 failed\n", answer.out)
+    assert counts and sum(map(int, counts.groups())) == 7
 
 
 def test_predict_of_nothing_is_refused_and_leaves_nothing(ask: Ask, tmp_path: Path, fitted: Path) -> None:
@@ -341,11 +345,13 @@ def test_predict_of_nothing_is_refused_and_leaves_nothing(ask: Ask, tmp_path: Pa
     assert not out.exists()
 
 
-def test_predict_says_how_to_get_good_share(ask: Ask, tree: Path, tmp_path: Path, fitted: Path) -> None:
-    run = edited(fitted, tmp_path / "run", good_scores={})
+def test_predict_says_how_to_get_verdicts(ask: Ask, tree: Path, tmp_path: Path, fitted: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(fitted, run)
+    RunFolder(run).write_verdicts(Verdicts(GoodScores(parts={"plate": ()})))
     answer = ask("predict", run, tree / "plate" / "test" / "good" / "000.png", "--out", tmp_path / "out")
-    assert answer.code == 0
-    assert "--set data.holdout=0.1" in answer.err
+    assert answer.code == 0 and "0 OK, 1 REVIEW, 0 NG" in answer.out
+    assert f"threecad calibrate {run} FOLDER" in answer.err
 
 
 def test_verify_exits_with_2_where_a_fit_would_stop(ask: Ask, tree: Path) -> None:

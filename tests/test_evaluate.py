@@ -15,7 +15,7 @@ from threecad.data.loading import load_images, load_masks
 from threecad.data.readers import Category, read_category
 from threecad.devices import resolve_precision
 from threecad.errors import DataError, MetricError, SettingsError
-from threecad.evaluation import METRICS, PIXEL_METRICS, Seen, evaluate, with_mean
+from threecad.evaluation import IMAGE_METRICS, METRICS, PIXEL_METRICS, Seen, evaluate, with_mean
 from threecad.images import resize_map
 from threecad.inference import load
 from threecad.metrics import image_scores, pixel_scores
@@ -117,14 +117,24 @@ def test_a_category_without_masks_has_image_metrics_only(run: tuple[Predictor, R
     assert scores["i_auroc"] == with_masks["i_auroc"] and scores["n_vanished"] == 0
 
 
-@pytest.mark.parametrize(("gone", "found"), [("scratch", "4 good and 0 defective"), ("good", "0 good and 4 defective")])
-def test_test_images_of_one_kind_only_are_refused(
-    run: tuple[Predictor, RunRecord], tree: Path, gone: str, found: str
+def test_good_test_images_alone_are_refused(run: tuple[Predictor, RunRecord], tree: Path) -> None:
+    predictor, record = run
+    for kind in ("test", "ground_truth"):
+        shutil.rmtree(tree / "plate" / kind / "scratch")
+    with pytest.raises(MetricError, match="'plate': expected good and defective test images, found 4 good and 0 defec"):
+        evaluate(predictor, at(record, SIZE), read_category(tree, "plate"))
+
+
+def test_defective_test_images_alone_have_pixel_metrics_if_they_have_masks(
+    run: tuple[Predictor, RunRecord], tree: Path
 ) -> None:
     predictor, record = run
-    shutil.rmtree(tree / "plate" / "test" / gone)
-    shutil.rmtree(tree / "plate" / "ground_truth" / gone, ignore_errors=True)
-    with pytest.raises(MetricError, match=f"category 'plate': expected good and defective test images, found {found}"):
+    shutil.rmtree(tree / "plate" / "test" / "good")
+    scores = evaluate(predictor, at(record, SIZE), read_category(tree, "plate"))
+    assert [scores[name] for name in IMAGE_METRICS] == [None] * 4
+    assert all(0 < scores[name] <= 1 for name in PIXEL_METRICS)
+    shutil.rmtree(tree / "plate" / "ground_truth")
+    with pytest.raises(MetricError, match="found 0 good and 4 defective"):
         evaluate(predictor, at(record, SIZE), read_category(tree, "plate"))
 
 

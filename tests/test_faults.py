@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 import threecad
 from threecad.errors import RunError
 from threecad.files import read_tensors
+from threecad.prediction import predict_files
 from threecad.runs import RunFolder
 from threecad.tensors import own_randomness, seed_everything
 from threecad.training import StepReport
@@ -67,3 +69,38 @@ def test_a_fit_leaves_the_callers_random_numbers_as_they_were(tree: Path, tmp_pa
         seed_everything((2,), torch.device("cpu"))
         other = draw()
     assert draw() != other
+
+
+def test_running_out_of_memory_is_an_error_that_says_what_to_do(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("threecad.training.to_tensor", fail)
+    with pytest.raises(RunError, match=r"not enough memory: .*\nTake a smaller method.image_size or training.batch"):
+        threecad.fit("padim", tree, tmp_path / "run", settings=with_(features=4))
+
+
+def test_other_faults_are_not_called_a_lack_of_memory(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr("threecad.training.to_tensor", fail)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        threecad.fit("padim", tree, tmp_path / "run", settings=with_(features=4))
+
+
+def test_a_file_name_that_is_no_utf_8_goes_from_fit_to_scores_and_predictions(tree: Path, tmp_path: Path) -> None:
+    for folder in ("train/good", "test/good"):
+        file = tree / "plate" / folder / "000.png"
+        file.rename(file.with_name(os.fsdecode(b"teil_\xfc.png")))
+    run, out = tmp_path / "run", tmp_path / "out"
+    threecad.fit("padim", tree, run, settings=with_(features=4) | {"data": {"holdout": 0.8}})
+    assert any("teil_" in name for name in RunFolder(run).read_record().holdout)
+    threecad.evaluate(run, tree)
+    assert predict_files(run, [tree / "plate" / "test" / "good"], out).errors == []
+    assert b"teil_\xfc.png" in (out / "predictions.csv").read_bytes()
+    assert predict_files(run, [tree / "plate" / "test" / "good"], out, resume=True).count == 4

@@ -92,7 +92,7 @@ def test_with_tiles_a_defect_outscores_the_good_parts_and_its_map_peaks_where_it
     good = predictor(part)
     part[30:40, 44:56] = 0
     bad = predictor(part)
-    assert bad.score > max(record.good_scores["plate"])
+    assert bad.score > RunFolder(run).read_verdicts().good.scores("plate").max()
     assert bad.score > good.score
     row, column = np.unravel_index(bad.anomaly_map.argmax(), bad.anomaly_map.shape)
     assert 24 <= row <= 46 and 38 <= column <= 62

@@ -17,7 +17,7 @@ from threecad.errors import DataError, SettingsError
 from threecad.inference import load
 from threecad.predictor import Predictor, Result
 from threecad.runs import RunFolder
-from threecad.verdicts import good_share
+from threecad.verdicts import Verdicts, good_share
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +42,37 @@ def test_one_picture_gives_one_result_and_a_list_a_list_in_order(predictor: Pred
     assert predictor([]) == []
 
 
-def test_the_share_of_good_parts_is_told_from_those_that_the_fit_kept_aside(predictor: Predictor, fitted: Path) -> None:
-    good = RunFolder(fitted).read_record().good_scores["plate"]
+def test_share_and_verdict_are_told_from_the_good_parts_that_the_fit_kept_aside(
+    predictor: Predictor, fitted: Path
+) -> None:
+    verdicts = RunFolder(fitted).read_verdicts()
+    assert len(verdicts.good.of("plate")) == 6
     result = predictor(plate(5))
-    assert result.good_share == good_share(result.score, good)
+    assert result.good_share == good_share(result.score, verdicts.good.scores())
+    assert (result.verdict, result.reason) == verdicts.decide(result.score)
+    broken = plate(5)
+    broken[10:30, 20:40] = (255, 0, 0)
+    found = predictor(broken)
+    assert found.verdict == "NG" and found.reason == "scores above all of 6 good parts"
+    assert found.regions[0].peak == pytest.approx(float(found.anomaly_map.max()), rel=0.2)
+    covered = predictor(np.zeros_like(broken))
+    assert (covered.verdict, covered.reason) == ("REVIEW", "the image is blank")
+
+
+def test_good_parts_of_other_conditions_are_not_trusted_and_calibrating_is_advised(
+    fitted: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(fitted, run)
+    folder = RunFolder(run)
+    verdicts = folder.read_verdicts()
+    good = verdicts.good.model_copy(update={"conditions": {**verdicts.good.conditions, "precision": "bf16"}})
+    folder.write_verdicts(Verdicts(good))
+    result = load(run)(plate(5))
+    assert (result.verdict, result.good_share, result.regions) == ("REVIEW", None, [])
+    assert result.reason == "good parts were scored otherwise: precision was bf16, is float32"
 
 
 def test_a_grey_picture_is_one_in_which_the_three_colours_are_alike(predictor: Predictor) -> None:
@@ -71,7 +98,7 @@ def test_an_array_of_another_shape_or_type_is_refused_and_says_what_was_expected
 
 
 def test_a_category_that_was_not_learnt_is_refused(predictor: Predictor) -> None:
-    with pytest.raises(DataError, match="the run has learnt plate and says nothing of 'cover'"):
+    with pytest.raises(SettingsError, match="the run has learnt plate and says nothing of 'cover'"):
         predictor(plate(1), category="cover")
 
 

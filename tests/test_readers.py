@@ -352,10 +352,12 @@ def test_a_fit_refuses_test_images_alone_before_it_makes_anything(tmp_path):
 
 def test_a_fit_keeps_a_set_s_own_validation_images_aside_and_learns_from_all_others(tmp_path):
     from threecad.fitting import fit
+    from threecad.runs import RunFolder
 
     root = plant(tmp_path / "data")
     for number in range(3):
         save(root / "plate" / "validation" / "good" / f"{number}.png", plate(70 + number))
     fit("padim", root, tmp_path / "run", settings=TINY)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert len(record["good_scores"]["plate"]) == 3
+    assert (record["scoring"], len(record["holdout"])) == ("hold-out", 3)
+    assert len(RunFolder(tmp_path / "run").read_verdicts().good.of("plate")) == 3

@@ -10,6 +10,7 @@ import pytest
 
 from threecad.errors import RunError
 from threecad.run_summary import run_summary
+from threecad.runs import RunFolder
 
 
 def told(run: Path) -> dict[str, str]:
@@ -34,7 +35,9 @@ def test_a_finished_run_tells_method_choices_data_and_versions(fitted: Path) -> 
     assert "threecad evaluate" in lines["scores"]
     assert lines["precision"] == "float32"
     assert lines["backbone"] == "resnet10t.c3_in1k, random weights"
-    assert lines["kept aside"] == "3 good images"
+    assert lines["kept aside"] == "6 good images"
+    assert lines["good parts"] == "6 of plate (scored by the fit: hold-out)"
+    assert lines["promise"] == RunFolder(fitted).read_verdicts().sentences()[0]
     assert record["data_fingerprint"][:12] in lines["data"] and "0 left out" in lines["data"]
     assert f"threecad {record['version']}" in lines["versions"] and "torch " in lines["versions"]
 
@@ -43,7 +46,7 @@ def test_settings_that_differ_from_the_preset_are_told_with_both_values_and_no_o
     lines = told(fitted)
     assert lines["preset"] == "paper, but for 5 settings"
     assert lines["method.features"] == "12 (the preset: 100)"
-    assert lines["data.holdout"] == "0.25 (the preset: 0.0)"
+    assert lines["data.holdout"] == "0.5 (the preset: 0.0)"
     assert {name for name in lines if "." in name} == {
         "data.holdout",
         "method.backbone",

@@ -165,7 +165,7 @@ def test_the_quick_preset_lies_between_the_methods_defaults_and_what_is_asked() 
     quick = resolve_settings("cfrg", {"training": {"preset": "quick"}})
     asked = resolve_settings("cfrg", {"training": {"preset": "quick"}}, {"training": {"batch": 3}})
     assert paper.training.steps is None and paper.data.holdout == 0
-    assert quick.training.steps == METHODS["cfrg"].quick.training["steps"] and quick.data.holdout == 0.1
+    assert quick.training.steps == METHODS["cfrg"].quick.training["steps"] and quick.data.holdout is None
     assert asked.training.batch == 3 and asked.training.steps == quick.training.steps
 
 

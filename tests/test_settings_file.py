@@ -36,7 +36,7 @@ def test_every_setting_is_there_with_its_help_and_unset_ones_are_commented_out(n
 
 def test_default_bounds_and_what_the_preset_changes_stand_above_a_setting() -> None:
     lines = settings_file("cfrg", "quick").splitlines()
-    assert lines[lines.index("holdout = 0.1") - 1] == "# default 0.1; at least 0.0; below 1.0"
+    assert "# unset by default; at least 0.0; below 1.0" in lines[lines.index("# holdout =") - 1]
     steps = METHODS["cfrg"].quick.training["steps"]
     assert f"# unset by default; `quick` sets {steps}; at least 1" in lines[lines.index(f"steps = {steps}") - 1]
     paper = settings_file("cfrg", "paper").splitlines()

@@ -128,6 +128,9 @@ def test_thresholds_change_with_a_record_and_outlive_a_restart(station: Station)
     assert after["thresholds"]["reject"] < before["thresholds"]["reject"]
     assert after["history"][-1]["before"] == before["thresholds"] and after["history"][-1]["who"] == "engineer"
     assert as_left(recipe(), station.store).thresholds == after["thresholds"]
+    by_hand = recipe().with_budgets(reject_at=0.03)  # somebody has edited verdict.toml since
+    newer = replace(by_hand, budgets_of_run=by_hand.budgets)
+    assert as_left(newer, station.store).budgets["reject_at"] == 0.03
     crossed = station.client.post("/v1/recipes/plate/thresholds", json={"reject_at": 0.5})
     assert crossed.status_code == 422 and "review_at" in crossed.json()["detail"]
 

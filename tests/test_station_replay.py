@@ -28,7 +28,7 @@ def test_a_stricter_model_changes_what_passed_and_shows_it(tmp_path: Path, monke
     strict = replace(recipe().with_budgets(review_at=0.9, reject_at=0.9), name="strict")
     monkeypatch.setattr("threecad.station.replay.open_recipes", lambda folders: {"strict": strict})
     replayed = replay(tmp_path / "store", tmp_path, tmp_path / "out")
-    verdicts = [strict.inspect(path).judged.verdict.word for path in _pictures(tmp_path / "store")]
+    verdicts = [strict.inspect(path).result.verdict for path in _pictures(tmp_path / "store")]
     assert replayed.count == 7 and len(replayed.changes) == verdicts.count("NG") - 1 > 0
     assert {(change.before, change.after) for change in replayed.changes} == {("OK", "NG")}
     with Image.open(tmp_path / "out" / f"{replayed.changes[0].id}.jpg") as image:

@@ -7,8 +7,11 @@ import functools
 import math
 import os
 import platform
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from threecad.errors import RunError
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # names in malloc.h
 
@@ -25,6 +28,24 @@ def keep_freed_memory() -> None:
         libc.mallopt(_MMAP_MAX, 0)
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_TOP_PAD, 64 * 2**20)
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """A block in which running out of memory, of the machine's or of a GPU's, is an error that says what to do.
+
+    Raises:
+        RunError: an allocation failed.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "out of memory"
+        if isinstance(error, MemoryError) or any(sign in reason for sign in ("out of memory", "alloc")):
+            raise RunError(
+                f"not enough memory: {reason}\nTake a smaller method.image_size or training.batch, or another machine."
+            ) from None
+        raise
 
 
 def available_bytes() -> float:

@@ -108,6 +108,7 @@ class Detector(nn.Module, ABC):
     batch: ClassVar[int] = 32  # the paper's
     paper_precision: ClassVar[Literal["auto", "float32"]] = "float32"  # in the `paper` preset
     quick: ClassVar[Preset] = Preset()
+    leaves_out: ClassVar[bool] = False  # whether `left_out` knows the answer
 
     def __init__(self, config: MethodConfig) -> None:
         super().__init__()
@@ -142,6 +143,14 @@ class Detector(nn.Module, ABC):
         Args:
             image: (B, 3, H, W), RGB in [0, 1]; normalised inside.
         """
+
+    def left_out(self, image: Tensor) -> Prediction:
+        """Map and score of images that were learnt from, each as if the fit had left it out, in closed form.
+
+        Args:
+            image: as of `forward`.
+        """
+        raise NotImplementedError
 
     @property
     def least_batch(self) -> int:

@@ -29,6 +29,7 @@ from threecad.predictor import Found, Predictor
 from threecad.records import Sample
 from threecad.runs import RunFolder, RunRecord
 
+IMAGE_METRICS = ("i_auroc", "i_ap", "i_f1_max", "fpr_at_95_tpr")
 PIXEL_METRICS = ("p_auroc", "p_pro", "p_pro_per_image", "p_ap", "p_f1_max")
 METRICS = ("i_auroc", "p_auroc", "p_pro", "p_pro_per_image", "p_ap", "i_ap", "p_f1_max", "i_f1_max", "fpr_at_95_tpr")
 
@@ -148,13 +149,16 @@ def evaluate(
 
     Raises:
         DataError: no test images, or one that cannot be read.
-        MetricError: only good, or only defective test images.
+        MetricError: only good test images, or only defective ones without masks.
     """
     size = _size(record)
     test = category.test
-    if not any(sample.is_defect for sample in test) or all(sample.is_defect for sample in test):
-        counts = f"{sum(not s.is_defect for s in test)} good and {sum(s.is_defect for s in test)} defective"
-        raise MetricError(f"category '{category.name}': expected good and defective test images, found {counts}")
+    defective = sum(sample.is_defect for sample in test)
+    if not defective or (defective == len(test) and not category.has_masks):
+        raise MetricError(
+            f"category '{category.name}': expected good and defective test images, "
+            f"found {len(test) - defective} good and {defective} defective"
+        )
     frames = load_frames(test, predictor.view, decoding=predictor.decoding)
     sizes = [image_size(sample.image, **limit_of(predictor.decoding)) for sample in test]
     masks = load_masks(test, size, decoding=predictor.decoding)
@@ -170,7 +174,9 @@ def evaluate(
                 on_image(Seen(test[index], frames[index, -1], found, masks[index]))
             if progress:
                 progress(index + 1, len(test))
-        by_image = asdict(image_scores(scores, labels))
+        by_image: dict[str, Any] = dict.fromkeys(IMAGE_METRICS)
+        if defective < len(test):
+            by_image = asdict(image_scores(scores, labels))
         by_pixel: dict[str, Any] = dict.fromkeys(PIXEL_METRICS)
         if category.has_masks and masks.any():
             by_pixel = asdict(pixel_scores(maps, masks, left_out_of_pro=vanished.tolist()))

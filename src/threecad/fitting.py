@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,27 @@ import torch
 from lightning_fabric import Fabric
 
 from threecad.checkpoint import backbone_file, load_detector, save_detector
-from threecad.data.loading import Progress
+from threecad.data.loading import Progress, Rows
 from threecad.detector import Detector
 from threecad.devices import best_device, hardware, resolve_precision
-from threecad.errors import RunError
+from threecad.files import as_text
 from threecad.fit_data import FitData, framing_of, listed_exclusions, read_fit_data
 from threecad.fit_plan import FitPlan, plan_fit
 from threecad.framing import Framing
-from threecad.images import image_size, limit_of, write_png
+from threecad.images import write_png
 from threecad.inference import predictor_of
 from threecad.methods import METHODS
 from threecad.nets.weights import file_sha256
-from threecad.predictor import Found, Predictor
 from threecad.presets import departures, resolve_settings, settle_sizes, size_on_grid
-from threecad.records import Sample
 from threecad.resuming import compare_conditions, refuse_other_settings
 from threecad.runs import RunFolder, RunRecord
+from threecad.scoring import FoldsFolder, Parts, look_at, map_units, score_parts, together
 from threecad.settings import AUTO, Settings
+from threecad.synthesis import TextureSource
 from threecad.synthesis.textures import texture_source
 from threecad.tensors import own_randomness, seed_everything
-from threecad.training import Callback, train
+from threecad.training import Callback, StepReport, train
+from threecad.verdicts import GoodScores
 
 _BUILD = 2**31
 """Stands for a phase in the seed of the detector's construction."""
@@ -73,7 +75,7 @@ def fit(
     before = run.read_record() if resume and run.is_started else None
     if not before and fabric.global_rank == 0:
         run.refuse_unless_free()  # with `resume`, too: a folder without a record is nothing to go on with
-    found = read_fit_data(method, Path(data), categories, requested)
+    found = read_fit_data(method, Path(data), categories, requested, progress)
     shape = found.shape(notify) if requested.method.image_size == AUTO else (1.0, 1.0)
     size = size_on_grid(shape, requested.method.pixels, requested.method.grid)
     resolved = settle_sizes(requested, size)
@@ -82,11 +84,9 @@ def fit(
     framing = framing_of(resolved, found)
     textures = texture_source(resolved.data.textures)
     fabric.launch()
-    device = best_device() if fabric.world_size == 1 else fabric.device
+    job = _Job(method, resolved, textures, fabric, callback)
     with own_randomness():
-        seed_everything((resolved.training.seed, _BUILD), device)
-        detector = METHODS[method](resolved.method)
-        plan = plan_fit(detector, textures, resolved.training, len(found.learnt) * len(framing.boxes(found.sizes[0])))
+        detector, plan = job.build(len(found.learnt) * len(framing.boxes(found.sizes[0])))
         record = _describe(method, resolved, found, plan, detector, fabric)
         record.departures = departures(method, requested)
         if framing.region is not None:
@@ -96,25 +96,129 @@ def fit(
             if before.finished:
                 notify(f"{run.path} is finished already")
                 return load_detector(run)[0]
-        height, width = resolved.method.image_size
-        notify(
-            f"{method} at {height}×{width} px learns from {len(found.learnt)} good images, "
-            f"{len(found.held_out)} are kept aside; {plan.optimizer_steps} steps of {plan.batch} in {record.precision}"
-        )
+        notify(_what_comes(method, resolved, found, plan, record))
         images = found.pixels(found.learnt, framing, progress)  # first: a broken image leaves no folder behind
         if fabric.is_global_zero:
             run.create(record, resolved)
             if framing.region is not None:
                 write_png(run.region_file, 255 * framing.region.mask.astype(np.uint8))
         fabric.barrier()
-        detector = detector.to(fabric.device).to(memory_format=torch.channels_last)
-        seconds = train(detector, images, textures, resolved.training, plan, run, fabric, callback)
+        folds = _score_by_folds(job, found, framing, record, run, progress, notify) if found.scoring == "folds" else {}
+        seconds = job.learn(detector, plan, images, run)
     if fabric.is_global_zero:
         record.duration_s = round(seconds, 1)
-        _look_at_good_parts(detector, record, found, framing, progress)
-        save_detector(run, detector, record)
+        good = _good_scores(job, detector, record, found, framing, plan.batch, folds, progress)
+        save_detector(run, detector, record, good)
+        FoldsFolder(run.path).remove()
     fabric.barrier()
     return detector.eval()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all fits of a command have in common: the one that stays, and those of its folds."""
+
+    method: str
+    settings: Settings
+    textures: TextureSource
+    fabric: Fabric
+    callback: Callback | None
+
+    @property
+    def device(self) -> str:
+        """Where this process learns and looks."""
+        return str(self.fabric.device)
+
+    def build(self, images: int) -> tuple[Detector, FitPlan]:
+        """An untrained detector, and what its fit on so many images is going to do."""
+        device = best_device() if self.fabric.world_size == 1 else self.fabric.device
+        seed_everything((self.settings.training.seed, _BUILD), device)
+        detector = METHODS[self.method](self.settings.method)
+        return detector, plan_fit(detector, self.textures, self.settings.training, images)
+
+    def learn(self, detector: Detector, plan: FitPlan, images: Rows, run: RunFolder, name: str = "") -> float:
+        """Seconds in which the detector has learnt; with `name` before that of each phase."""
+        detector.to(self.fabric.device).to(memory_format=torch.channels_last)
+
+        def report(step: StepReport) -> None:
+            if self.callback:
+                self.callback(replace(step, phase=f"{name} {step.phase}") if name else step)
+
+        return train(detector, images, self.textures, self.settings.training, plan, run, self.fabric, report)
+
+
+def _score_by_folds(
+    job: _Job,
+    data: FitData,
+    framing: Framing,
+    record: RunRecord,
+    run: RunFolder,
+    progress: Progress | None,
+    notify: Callable[[str], None],
+) -> Parts:
+    """The good parts, each by a fit on the other folds; what an earlier attempt has finished is not done again."""
+    folder, count = FoldsFolder(run.path), job.settings.training.folds or 0
+    scored = [folder.read(fold) for fold in range(count)]
+    job.fabric.barrier()
+    for fold, known in enumerate(scored):
+        if known is not None:
+            continue
+        others, inside = data.without_fold(fold)
+        detector, plan = job.build(len(others))
+        images = data.pixels(others, framing, progress)
+        seconds = job.learn(detector, plan, images, RunFolder(folder.make(fold)), f"fold {fold + 1}/{count}")
+        if job.fabric.is_global_zero:
+            predictor = predictor_of(detector, record, framing, device=job.device, precision=record.precision)
+            scored[fold] = score_parts(predictor, data, inside, framing, progress)
+            folder.write(fold, scored[fold] or {})
+            left = sum(one is None for one in scored) + 1
+            notify(
+                f"fold {fold + 1} of {count} took {timedelta(seconds=round(seconds))}; {left} fits are left, about "
+                f"{timedelta(seconds=round(left * seconds))}"
+            )
+        job.fabric.barrier()
+    return together(parts for parts in scored if parts is not None)
+
+
+def _good_scores(
+    job: _Job,
+    detector: Detector,
+    record: RunRecord,
+    data: FitData,
+    framing: Framing,
+    batch: int,
+    folds: Parts,
+    progress: Progress | None,
+) -> GoodScores:
+    """What is known of the good parts; where a part is several frames, the units of their maps come first.
+
+    Those are from the parts kept aside, or from those learnt where there are none.
+    """
+    bare = predictor_of(detector, record, framing, device=job.device, precision=record.precision)
+    if not framing.is_plain:
+        record.map_units = map_units(bare, data, data.held_out or data.learnt, framing, progress)
+    predictor = predictor_of(detector, record, framing, device=job.device, precision=record.precision)
+    if data.scoring == "left out":
+        predictor.network.forward = detector.left_out  # type: ignore[attr-defined]
+        parts = score_parts(predictor, data, data.every, framing, progress, batch)
+    else:
+        parts = folds or score_parts(predictor, data, data.held_out, framing, progress)
+    learnt = dict.fromkeys(data.known[sample.image].name for sample in data.learnt)
+    return GoodScores(parts=parts, looks=look_at(data.every, data.decoding, progress), learnt=tuple(learnt))
+
+
+def _what_comes(method: str, settings: Settings, data: FitData, plan: FitPlan, record: RunRecord) -> str:
+    """What the fit is going to do, and how its good parts will be scored."""
+    height, width = settings.method.image_size
+    said = f"{method} at {height}×{width} px learns from {len(data.learnt)} good images"
+    if data.scoring == "folds":
+        folds = settings.training.folds
+        said += f", {folds + 1 if folds else 1} times: in {folds} folds that score each other, then all"
+    elif data.scoring == "left out":
+        said += ", each of which is scored as if it had been left out"
+    else:
+        said += f", {len(data.held_out)} are kept aside"
+    return f"{said}; {plan.optimizer_steps} steps of {plan.batch} in {record.precision}"
 
 
 def _fabric(settings: Settings) -> Fabric:
@@ -142,6 +246,7 @@ def _describe(
         seed=settings.training.seed,
         preset=settings.training.preset,
         precision=resolve_precision(settings.training.precision, fabric.device),
+        scoring=data.scoring,
         threads=torch.get_num_threads(),
         devices=fabric.world_size,
         hardware=hardware(),
@@ -151,54 +256,5 @@ def _describe(
         texture_source=plan.textures,
         data_fingerprint=data.fingerprint,
         exclusions=listed_exclusions(settings.data.exclude),
-        holdout=[data.categories[0].path_in_root(sample.image) for sample in data.held_out],
+        holdout=[as_text(data.categories[0].path_in_root(sample.image)) for sample in data.held_out],
     )
-
-
-def _look_at_good_parts(
-    detector: Detector, record: RunRecord, data: FitData, framing: Framing, progress: Progress | None
-) -> None:
-    """Keep in the record what the detector says of the good parts kept aside, category by category.
-
-    Where a part is several frames, the units of their maps come first: from the parts kept aside, or from those learnt
-    where there are none.
-
-    Raises:
-        RunError: a score is not finite.
-    """
-    device = str(next(detector.parameters()).device)
-    bare = predictor_of(detector, record, framing, device=device, precision=record.precision)
-    if not framing.is_plain:
-        record.map_units = _map_units(bare, data, data.held_out or data.learnt, framing, progress)
-    predictor = predictor_of(detector, record, framing, device=device, precision=record.precision)
-    scores: dict[str, list[float]] = {name: [] for name in record.categories}
-    peaks: dict[str, list[float]] = {name: [] for name in record.categories}
-    for sample, found in zip(data.held_out, _seen(predictor, data, data.held_out, framing, progress), strict=True):
-        peak = float(found.anomaly_map.max())
-        if not (math.isfinite(found.score) and math.isfinite(peak)):
-            raise RunError(f"expected a finite score of the good part {sample.image}, found {found.score}; fit anew")
-        scores[sample.category].append(found.score)
-        peaks[sample.category].append(peak)
-    record.good_scores, record.good_peaks = scores, peaks
-
-
-def _map_units(
-    predictor: Predictor, data: FitData, samples: Sequence[Sample], framing: Framing, progress: Progress | None
-) -> dict[str, tuple[float, float]]:
-    """Centre and spread, by kind of frame, of the peaks of good parts' maps."""
-    peaks: dict[str, list[float]] = {}
-    for found in _seen(predictor, data, samples, framing, progress):
-        for kind, anomaly_map in zip(framing.kinds(found.size), found.maps, strict=True):
-            peaks.setdefault(kind, []).append(float(anomaly_map.max()))
-    return {kind: (float(np.median(values)), float(np.std(values))) for kind, values in peaks.items()}
-
-
-def _seen(
-    predictor: Predictor, data: FitData, samples: Sequence[Sample], framing: Framing, progress: Progress | None
-) -> Iterator[Found]:
-    """What is found in each of some good images, in order."""
-    rows = data.pixels(samples, framing, progress)
-    sizes = [image_size(sample.image, **limit_of(data.decoding)) for sample in samples]
-    count = len(rows) // max(len(samples), 1)
-    pictures = ((rows[np.arange(k * count, (k + 1) * count)], size) for k, size in enumerate(sizes))
-    return predictor.inspect(pictures)

@@ -20,8 +20,7 @@ from PIL import Image
 from threecad.errors import DataError
 from threecad.framing import Framing, MapUnits
 from threecad.images import Decoding, image_pixels, read_image
-from threecad.overlay import Scale
-from threecad.verdicts import good_share
+from threecad.verdicts import Conditions, GoodScores, Region, Verdicts, Word
 
 if TYPE_CHECKING:
     from threecad.detector import Detector
@@ -63,25 +62,15 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class GoodParts:
-    """What the good parts that a fit kept aside looked like to its detector."""
-
-    scores: Sequence[float] = ()
-    peaks: Sequence[float] = ()  # the largest value of each of their maps
-
-    @property
-    def scale(self) -> Scale | None:
-        """Colours of maps; None without any part."""
-        return Scale.of_good(self.peaks)
-
-
-@dataclass(frozen=True, slots=True)
 class Result:
     """What a predictor says of one picture."""
 
     score: float  # higher = more anomalous; no fixed range
     anomaly_map: np.ndarray  # (H, W) float32 at the picture's own size
-    good_share: float | None  # share of good parts that score at least as high; None where none were kept aside
+    good_share: float | None  # share of good parts that score at least as high; None without any to compare with
+    verdict: Word  # OK, REVIEW or NG
+    reason: str  # of a REVIEW or an NG
+    regions: list[Region]  # areas that good parts do not have, in pixels of the picture, highest peak first
 
 
 @dataclass
@@ -90,7 +79,8 @@ class Predictor:
 
     network: Network
     method: str
-    good: Mapping[str, GoodParts] = field(default_factory=dict)  # by category
+    verdicts: Verdicts = field(default_factory=lambda: Verdicts(GoodScores()))
+    conditions: Conditions = field(default_factory=dict)  # what scores depend on here
     framing: Framing | None = None  # what of a picture the network sees; the whole of it without
     units: Mapping[str, MapUnits] = field(default_factory=dict)  # of the maps of tiles and of the whole
     decoding: Decoding = field(default_factory=dict)  # type: ignore[assignment]
@@ -131,11 +121,12 @@ class Predictor:
 
         Raises:
             DataError: a file that is no image, an array of another shape or type, a picture without a finite score.
+            SettingsError: a category that the run has not learnt, or several and none is named.
         """
         if not isinstance(images, (list, tuple)):
             picture: Picture = images  # type: ignore[assignment]
             return self([picture], category)[0]
-        good = self.good_parts(category)
+        category = self.verdicts.good.category(category)
         whole = [self._pixels(picture, index) for index, picture in enumerate(images)]
         found = self.inspect((self.view.frames(pixels), pixels.shape[:2]) for pixels in whole)
         results = []
@@ -143,8 +134,11 @@ class Predictor:
             if not math.isfinite(one.score):
                 raise DataError(f"picture {index}: expected a finite score, found {one.score}; the run is damaged")
             anomaly_map = one.at(pixels.shape[:2])
-            share = good_share(one.score, good.scores) if good.scores else None
-            results.append(Result(one.score, anomaly_map, share))
+            doubt = self.verdicts.doubt(pixels, category)
+            (word, reason), share, regions = self.verdicts.judge(
+                one.score, one.anomaly_map, pixels.shape[:2], category, doubt
+            )
+            results.append(Result(one.score, anomaly_map, share, word, reason, regions))
         return results
 
     def inspect(self, pictures: Iterable[tuple[np.ndarray, tuple[int, int]]], batch: int = BATCH) -> Iterator[Found]:
@@ -175,18 +169,6 @@ class Predictor:
         in_units = [self.units[kind].apply(one) for kind, one in zip(kinds, maps, strict=True)] if self.units else maps
         found = Found(np.stack(list(in_units)), score, self.view, size)
         return replace(found, score=float(found.anomaly_map.max()))
-
-    def good_parts(self, category: str | None = None) -> GoodParts:
-        """Those of a category; without a name, those of the only one, and none where there are several.
-
-        Raises:
-            DataError: the run has not learnt that category.
-        """
-        if category is None:
-            return next(iter(self.good.values())) if len(self.good) == 1 else GoodParts()
-        if category not in self.good:
-            raise DataError(f"the run has learnt {', '.join(self.good)} and says nothing of '{category}'")
-        return self.good[category]
 
     def _pixels(self, picture: Picture, index: int) -> np.ndarray:
         if isinstance(picture, (Path, str)):

@@ -34,6 +34,11 @@ def _origin(run: RunFolder, record: RunRecord) -> Iterator[tuple[str, str]]:
         yield "method", f"{record.method}, which this version does not have"
     yield "categories", ", ".join(record.categories)
     if record.finished:
+        verdicts = run.read_verdicts()
+        counts = ", ".join(f"{len(parts)} of {name}" for name, parts in verdicts.good.parts.items())
+        yield "good parts", f"{counts} (scored by the fit: {record.scoring})"
+        for line in verdicts.summary():
+            yield "promise", line
         yield "state", f"finished after {timedelta(seconds=round(record.duration_s))}"
         yield (
             "scores",

@@ -6,6 +6,8 @@
         detector.safetensors    every tensor that the backbone's file does not hold
         backbone.safetensors    the pretrained backbone, where there is one: hard link or copy
         state.safetensors       while unfinished: model and optimisers, to resume from
+        good.json               the score of each good part by a model that has not learnt from it
+        verdict.toml            how many good parts may be rejected or set aside; may be edited
         roi.png                 the region of interest, where there is one
         scores.json             written by `evaluate`
 
@@ -26,8 +28,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from threecad.errors import RunError
 from threecad.files import is_leftover, write_text
 from threecad.settings import Settings
+from threecad.verdicts import Conditions, GoodScores, Verdicts, read_verdict
 
-FORMAT = 2
+FORMAT = 3
 """Version of the run folder; a reader refuses any other."""
 
 LIBRARIES = ("torch", "timm", "numpy", "pillow", "lightning-fabric")
@@ -61,8 +64,7 @@ class RunRecord(BaseModel):
     data_fingerprint: str  # of the good images that were learnt from
     exclusions: list[str] = Field(default_factory=list)
     holdout: list[str] = Field(default_factory=list)  # good images kept aside, relative to the data root
-    good_scores: dict[str, list[float]] = Field(default_factory=dict)  # of those, by category
-    good_peaks: dict[str, list[float]] = Field(default_factory=dict)  # the largest value of each of their maps
+    scoring: str = "none"  # how good parts were scored: hold-out, folds, left out (in closed form), or none
     region_fill: tuple[int, int, int] | None = None  # the colour outside roi.png
     region_is_exact: bool = True  # made for pictures of its own size
     map_units: dict[str, tuple[float, float]] = Field(default_factory=dict)  # centre and spread of good parts' peaks
@@ -72,6 +74,17 @@ class RunRecord(BaseModel):
     detector_sha256: str | None = None
     version: str = Field(default_factory=lambda: importlib.metadata.version("threecad"))
     libraries: dict[str, str] = Field(default_factory=_versions)
+
+    def conditions(self, image_size: tuple[int, int], precision: str, backend: str = "torch") -> Conditions:
+        """What the scores of this run depend on, where it is looked through like that."""
+        return {
+            "detector": self.detector_sha256,
+            "weights": self.weights_sha256,
+            "image_size": "×".join(map(str, image_size)),
+            "bits": self.settings.get("data", {}).get("bits"),
+            "precision": precision,
+            "backend": backend,
+        }
 
 
 class RunFolder:
@@ -85,6 +98,8 @@ class RunFolder:
         self.detector_file = path / "detector.safetensors"
         self.backbone_file = path / "backbone.safetensors"
         self.state_file = path / "state.safetensors"
+        self.good_file = path / "good.json"
+        self.verdict_file = path / "verdict.toml"
         self.region_file = path / "roi.png"
         self.scores_file = path / "scores.json"
 
@@ -147,3 +162,29 @@ class RunFolder:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise RunError(f"{self.record_file} is damaged: {where}: {first['msg']}") from None
+
+    def write_verdicts(self, verdicts: Verdicts) -> None:
+        """Replace `good.json`, then `verdict.toml`."""
+        write_text(self.good_file, verdicts.good.model_dump_json(indent=1) + "\n")
+        write_text(self.verdict_file, verdicts.as_toml())
+
+    def read_verdicts(self) -> Verdicts:
+        """The good parts of the run, and the budgets in its `verdict.toml`; the usual ones where it has been removed.
+
+        Raises:
+            RunError: `good.json` is missing or not ours, or `verdict.toml` is another run's.
+            SettingsError: a budget that does not fit.
+        """
+        try:
+            good = GoodScores.from_json(self.good_file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise RunError(f"{self.good_file} cannot be read: {error}; calibrate or fit again") from None
+        except RunError as error:
+            raise RunError(f"{self.good_file}: {error}") from None
+        try:
+            text = self.verdict_file.read_text(encoding="utf-8-sig")
+        except FileNotFoundError:
+            return Verdicts(good)
+        except (OSError, UnicodeDecodeError) as error:
+            raise RunError(f"{self.verdict_file} cannot be read: {error}") from None
+        return Verdicts(good, read_verdict(text, good.stamp, str(self.verdict_file)))

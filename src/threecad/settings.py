@@ -141,8 +141,16 @@ class DataSettings(Table):
     exclude: Path | None = None
     """Text file with one image path a line, relative to the data root, that is left out."""
 
-    holdout: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Share of the good training images kept aside to tell how unusual a part is among good ones."""
+    holdout: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """Share of the good parts kept aside to tell how unusual a part is among good ones; 0: none. Unset: none where a
+    method can score each part as if it had not learnt from it, or with `training.folds`; else a third, up to 299."""
+
+    part: str | None = None
+    """Regular expression that finds, in an image's path, which part it shows: its group, or the whole match. Images of
+    one part are never divided, and its score is their highest. Unset: each image is a part."""
+
+    lot: str | None = None
+    """Regular expression that finds, in an image's path, which lot its part is of. Unset: lots are not told apart."""
 
     max_pixels: int | None = Field(default=None, ge=1_000_000, le=4_000_000_000)
     """Pixels of the largest image that is opened, such as 400_000_000 for line-scan cameras. Unset: Pillow's limit of
@@ -207,6 +215,10 @@ class TrainingSettings(Table):
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Arithmetic inside the networks; `auto` takes bf16 where the machine has it natively."""
 
+    folds: int | None = Field(default=None, ge=2, le=100)
+    """Fits, beside the one on all good parts, that score each good part by a model of the other folds: all parts count,
+    and the fit takes so many times longer. Instead of `data.holdout`."""
+
     devices: int = Field(default=1, ge=1, le=1024)
     """Processes that train data-parallel, one a device."""
 
@@ -239,6 +251,15 @@ class Settings(Frozen):
     method: MethodConfig
     training: TrainingSettings
     evaluation: EvaluationSettings
+
+    @model_validator(mode="after")
+    def _one_way_to_score_good_parts(self) -> Self:
+        if self.training.folds and self.data.holdout:
+            raise SettingsError(
+                f"settings 'data.holdout' ({self.data.holdout}) and 'training.folds' ({self.training.folds}) are two "
+                "ways to score good parts; choose one"
+            )
+        return self
 
     def as_tables(self) -> dict[str, dict[str, Any]]:
         """The TOML tables that give these settings again; unset values are left out, since TOML has no null."""

@@ -22,6 +22,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from threecad.allocation import enough_memory
 from threecad.checkpoint import load_own, own_tensors, refuse_unless_finite
 from threecad.data.loading import Rows
 from threecad.detector import Detector, Epochs, GradientPhase, Phase, StatisticsPhase
@@ -80,7 +81,7 @@ def train(
         FileError: a file that cannot be written.
         Interrupted: Ctrl-C or SIGTERM came; the state is saved.
     """
-    with _stop_requests() as stop_requested, _deterministic(fabric.device):
+    with _stop_requests() as stop_requested, _deterministic(fabric.device), enough_memory():
         loop = _Loop(detector, images, textures, settings, plan, run, fabric, callback, stop_requested)
         loop.run_phases()
     return loop.elapsed_s()

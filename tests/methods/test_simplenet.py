@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from threecad.methods.simplenet import PatchFeatures, SimpleNet, SimpleNetConfig, average, discriminator, truncated_loss
+from threecad.methods.simplenet import MOST_VALUES, SimpleNet, SimpleNetConfig, discriminator, truncated_loss
+from threecad.nets.patches import PatchFeatures, average
 from threecad.nets.pyramid import Pyramid
 from threecad.records import Batch
 
@@ -21,7 +22,7 @@ def detector() -> SimpleNet:
 @pytest.fixture(scope="module")
 def wide() -> PatchFeatures:
     with torch.device("meta"):
-        return PatchFeatures(Pyramid("wide_resnet50_2.tv_in1k", "random", strides=(8, 16)))
+        return PatchFeatures(Pyramid("wide_resnet50_2.tv_in1k", "random", strides=(8, 16)), MOST_VALUES)
 
 
 def published_vectors(features: list[Tensor], scale_values: list[int], values: int) -> Tensor:
@@ -63,7 +64,7 @@ def test_the_first_half_of_a_vector_comes_from_the_finer_scale(wide: PatchFeatur
     [("tf_efficientnet_lite0.in1k", [360, 1008], 1368), ("resnet18.tv_in1k", [1152, 1536], 1536)],
 )
 def test_a_narrow_backbone_keeps_what_it_has(backbone: str, scale_values: list[int], values: int) -> None:
-    patches = PatchFeatures(Pyramid(backbone, "random", strides=(8, 16)))
+    patches = PatchFeatures(Pyramid(backbone, "random", strides=(8, 16)), MOST_VALUES)
     assert (patches.scale_values, patches.values) == (scale_values, values)
     with torch.no_grad():
         features = patches.pyramid(torch.rand(1, 3, 64, 64))

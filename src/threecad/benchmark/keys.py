@@ -16,20 +16,20 @@ from threecad.data.loading import content_hashes
 from threecad.data.readers import exclude, fingerprint, read_category
 from threecad.errors import ThreeCADError
 from threecad.methods import METHODS
-from threecad.nets.weights import find_weights
+from threecad.nets.weights import file_sha256, find_weights
 from threecad.presets import resolve_settings
 from threecad.synthesis.textures import texture_source
 
 ROOMS_WITHOUT_NUMBERS = ("benchmark", "cli", "demo", "engines", "report")
 """Parts of the package that start, order and show work: a change to them changes no row."""
 
-BY_CONTENT = {"data": ("textures", "exclude"), "method": ("weights",), "training": ("seed", "checkpoint_s")}
+BY_CONTENT = {"data": ("textures", "exclude", "roi"), "method": ("weights",), "training": ("seed", "checkpoint_s")}
 """Settings that are left out of the settings' hash, since the key holds what they lead to, or that change nothing."""
 
 
 def with_keys(plan: Plan) -> list[Job]:
     """The plan's jobs, each with its key; files are looked at once for all of them."""
-    for remembered in (_data, _weights, _textures):
+    for remembered in (_data, _weights, _region, _textures):
         remembered.cache_clear()
     return [job.model_copy(update={"key": row_key(plan, job)}) for job in plan.jobs()]
 
@@ -53,6 +53,7 @@ def row_key(plan: Plan, job: Job) -> dict[str, Any]:
         "data": _data(str(plan.data), job.categories, str(excluded) if excluded else None),
         "weights": _weights(backbone, settings.method.weights) if backbone else "",
         "textures": _textures(settings.data.textures) if needs_textures else "",
+        "roi": _region(settings.data.roi),
         "seed": job.seed,
         "categories": list(job.categories),
         "budget": f"{plan.budget.minutes:g} minutes" if plan.budget and plan.budget.minutes else "",
@@ -101,6 +102,13 @@ def _weights(backbone: str, weights: str) -> str:
     except ThreeCADError:
         return ""
     return file.sha256 if file else "random"
+
+
+@cache
+def _region(roi: Path | tuple[tuple[float, ...], ...] | None) -> str:
+    if not isinstance(roi, Path):
+        return _hash(roi) if roi else ""
+    return file_sha256(roi) if roi.is_file() else ""
 
 
 @cache

@@ -31,12 +31,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from threecad.data.readers import list_categories
 from threecad.errors import DataError, SettingsError, did_you_mean
 from threecad.methods import METHODS
-from threecad.settings import Frozen, merge, read_toml
+from threecad.settings import Frozen, MethodConfig, merge, read_toml, starting_at
 
 Tables = dict[str, dict[str, Any]]
-
-PATHS = ("textures", "exclude")
-"""Settings of [data] that a plan gives relative to itself."""
 
 
 class Parts(Frozen):
@@ -208,11 +205,12 @@ def read_plan(plan: Path | str, *, settings: Mapping[str, Mapping[str, Any]] | N
         raise SettingsError(f"{file}: '{'.'.join(map(str, first['loc']))}': {message}") from None
     for method in (*asked.methods, *asked.override):
         METHODS.paper(method)
+    folder = file.resolve().parent
     asked = asked.model_copy(
         update={
-            "settings": merge(_beside(file, asked.settings), settings or {}),
-            "override": {name: _beside(file, tables) for name, tables in asked.override.items()},
-            "variants": {name: _beside(file, tables) for name, tables in asked.variants.items()},
+            "settings": merge(starting_at(folder, asked.settings, MethodConfig), settings or {}),
+            "override": {name: starting_at(folder, tables, MethodConfig) for name, tables in asked.override.items()},
+            "variants": {name: starting_at(folder, tables, MethodConfig) for name, tables in asked.variants.items()},
         }
     )
     asked = asked.model_copy(update=_data_of(file, asked))
@@ -230,16 +228,6 @@ def _file_of(plan: Path | str) -> Path:
             f"expected the file of a plan or the name of a packaged one, found '{plan}'{did_you_mean(str(plan), names)}"
         )
     return Path(plan)
-
-
-def _beside(file: Path, tables: Tables) -> Tables:
-    """The tables with paths of [data] that are relative to the plan's file made absolute."""
-    found = merge(tables)
-    for name in PATHS:
-        value = found.get("data", {}).get(name)
-        if isinstance(value, str) and (file.parent / value).exists():
-            found["data"][name] = str((file.parent / value).resolve())
-    return found
 
 
 def _data_of(file: Path, plan: Plan) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from threecad.errors import RunError
 
-RECIPE = ("code", "settings", "weights", "textures", "budget")
+RECIPE = ("code", "settings", "weights", "textures", "roi", "budget")
 """What rows of one method and variant have in common, whatever their seed and category."""
 
 NEEDED = (

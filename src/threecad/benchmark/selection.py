@@ -62,7 +62,7 @@ class BestOnTest:
             self.best, self.at = max(last, self.best), 1.0 if last > self.best else self.at
             return
         load_own(detector, read_tensors(self.file)[0], self.file)
-        record.good_scores, record.good_peaks = {}, {}  # those were of the last state
+        record.scoring = "none"  # good parts were scored by the last state
         save_detector(self.run, detector, record)
 
     def described(self, scores: dict[str, Any]) -> dict[str, Any]:

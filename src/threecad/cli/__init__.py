@@ -16,7 +16,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from threecad.allocation import keep_freed_memory
-from threecad.cli import benchmark, data, demo, evaluate, fit, methods, predict, settings, show, station, weights
+from threecad.cli import (
+    benchmark,
+    data,
+    demo,
+    evaluate,
+    fit,
+    methods,
+    predict,
+    settings,
+    show,
+    station,
+    verdict,
+    weights,
+)
 from threecad.cli.terminal import is_quiet, prepare_streams
 from threecad.errors import ThreeCADError
 
@@ -34,6 +47,8 @@ app.command()(demo.demo)
 app.command()(fit.fit)
 app.command()(evaluate.evaluate)
 app.command()(predict.predict)
+app.command()(verdict.verdict)
+app.command()(verdict.calibrate)
 app.command()(show.show)
 app.add_typer(data.app)
 app.command()(benchmark.benchmark)

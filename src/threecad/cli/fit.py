@@ -63,6 +63,8 @@ def fit(
         )
     record = run.read_record()
     result(f"{out}: {method} has learnt {', '.join(record.categories)} in {clock(record.duration_s)}")
+    for line in run.read_verdicts().summary():
+        result(line)
 
 
 def _tables(*options: tuple[str, Any]) -> dict[str, dict[str, Any]]:

@@ -28,7 +28,7 @@ def predict(
         str | None, Option(metavar="NAME", help="Whose good parts to compare with, in a run of several.")
     ] = None,
 ) -> None:
-    """Look for defects in images: maps, overlays and predictions.csv, at each image's own size.
+    """Say OK, REVIEW or NG of each image: predictions.csv, regions.jsonl, maps and overlays, at each image's own size.
 
     Exits with 1 where some images could not be inspected; they are listed, and the others are done.
     """
@@ -51,8 +51,9 @@ def predict(
         )
     for error in summary.errors:
         note(f"threecad: {error}")
-    if not summary.has_good_share:
-        note("good_share is empty: the run kept no good parts aside; fit with --set data.holdout=0.1 for it")
+    if not summary.can_judge:
+        note(f"nothing can be OK without good parts to compare with: add some with `threecad calibrate {run} FOLDER`")
+    verdicts = ", ".join(f"{summary.verdicts[word]} {word}" for word in ("OK", "REVIEW", "NG"))
     failed = f", {len(summary.errors)} failed" if summary.errors else ""
-    result(f"{summary.table}: {summary.count} images{failed}")
+    result(f"{summary.table}: {summary.count} images: {verdicts}{failed}")
     raise typer.Exit(1 if summary.errors else 0)

@@ -174,7 +174,8 @@ def _omissions(category: Category, problems: Sequence[Problem]) -> Iterator[Find
     elif defective in (0, len(category.test)):
         found = f"{len(category.test) - defective} good and {defective} defective"
         what = f"expected good and defective test images, which `evaluate` compares, found {found}"
-        yield Finding(Severity.ERROR, category.folder, what)
+        has_pixels = defective and category.has_masks  # pixel metrics need no good image
+        yield Finding(Severity.WARNING if has_pixels else Severity.ERROR, category.folder, what)
     elif not category.has_masks and not problems:
         yield Finding(Severity.NOTE, category.folder, f"'{category.name}' has no ground_truth: image metrics only")
     if not category.train:

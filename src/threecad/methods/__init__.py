@@ -65,6 +65,18 @@ METHODS = Registry(
                 needs=("backbone",),
             ),
         ),
+        "patchcore": Entry(
+            "PatchCore",
+            Paper(
+                name="PatchCore",
+                title="Towards Total Recall in Industrial Anomaly Detection",
+                venue="CVPR 2022",
+                link="https://github.com/amazon-science/patchcore-inspection",
+                group="E-b",
+                needs=("backbone",),
+            ),
+            ours=("whitened",),
+        ),
         "fastflow": Entry(
             "FastFlow",
             Paper(

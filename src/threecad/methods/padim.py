@@ -76,6 +76,7 @@ class PaDiM(Detector):
     Config = PaDiMConfig
     batch = 32
     quick = Preset(training={"batch": 16})
+    leaves_out = True
     config: PaDiMConfig
 
     channels: Tensor  # (D,) which of the concatenated channels describe a position
@@ -96,8 +97,16 @@ class PaDiM(Detector):
 
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = M(x), upsampled and smoothed; score = its maximum."""
-        distance = self.gaussians(self._describe(image)).view(-1, 1, self.height, self.width)
-        anomaly_map = self.smooth(upsample(distance, image.shape[-2:], align_corners=False))
+        return self._as_map(self.gaussians(self._describe(image)), image)
+
+    def left_out(self, image: Tensor) -> Prediction:
+        """The same with each position's Gaussian as it would be without the image."""
+        distances = self.gaussians.left_out(self.gaussians(self._describe(image).double()))
+        return self._as_map(distances.float(), image)
+
+    def _as_map(self, distance: Tensor, image: Tensor) -> Prediction:
+        at_grid = distance.view(-1, 1, self.height, self.width)
+        anomaly_map = self.smooth(upsample(at_grid, image.shape[-2:], align_corners=False))
         return Prediction(anomaly_map, anomaly_map.amax(dim=(1, 2, 3)))
 
     def phases(self, textures: TextureSource) -> Iterator[Phase]:

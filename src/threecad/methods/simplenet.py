@@ -12,7 +12,7 @@ How it works
        smoothed they are the map.
 
 Where each equation is
-    (1-4) local features `PatchFeatures` · (5) G `SimpleNet.adaptor` · (6) noise `SimpleNet.losses` · (7) D
+    (1-4) local features `nets.patches.PatchFeatures` · (5) G `SimpleNet.adaptor` · (6) noise `SimpleNet.losses` · (7) D
     `discriminator` · (8, 9) `truncated_loss` · (10, 11) scores `SimpleNet.forward`
 
 Differences
@@ -33,7 +33,7 @@ Differences
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,7 @@ from torch import Tensor, nn
 from threecad.detector import Detector, Epochs, GradientPhase, Phase, Preset
 from threecad.methods import METHODS
 from threecad.nets.maps import GaussianBlur, full_precision, upsample
+from threecad.nets.patches import PatchFeatures
 from threecad.nets.pyramid import Pyramid
 from threecad.nets.standardisation import Standardisation
 from threecad.records import Batch, Prediction
@@ -50,7 +51,6 @@ from threecad.settings import BackboneConfig, Size
 from threecad.shared_phases import standardisation_phase
 from threecad.synthesis import TextureSource
 
-PATCH = 3  # side of a neighbourhood, in features
 MOST_VALUES = 1536  # of a vector
 HIDDEN = 1024  # of the discriminator
 MARGIN = 0.5
@@ -107,7 +107,7 @@ class SimpleNet(Detector):
 
     def __init__(self, config: SimpleNetConfig) -> None:
         super().__init__(config)
-        self.patches = PatchFeatures(Pyramid(config.backbone, config.weights, strides=(8, 16)))
+        self.patches = PatchFeatures(Pyramid(config.backbone, config.weights, strides=(8, 16)), MOST_VALUES)
         values = self.patches.values
         self.adaptor = nn.Linear(values, values)
         self.discriminator = discriminator(values)
@@ -167,41 +167,3 @@ def discriminator(values: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(values, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.LeakyReLU(0.2), nn.Linear(HIDDEN, 1, bias=False)
     )
-
-
-class PatchFeatures(nn.Module):
-    """One vector a patch of the finest grid: neighbourhoods of both scales, pooled to at most 1536 values (eqs. 1-4).
-
-    Attributes:
-        values: D, length of a vector. The first half comes from the finer scale where both fill their 1536.
-    """
-
-    def __init__(self, pyramid: Pyramid) -> None:
-        super().__init__()
-        self.pyramid = pyramid
-        self.scale_values = [min(MOST_VALUES, channels * PATCH**2) for channels in pyramid.channels]
-        self.values = min(MOST_VALUES, sum(self.scale_values))
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, H/8, W/8, D) of images (B, 3, H, W)."""
-        features = self.pyramid(image)
-        with full_precision(image):
-            return self.pool(features)
-
-    def pool(self, features: Sequence[Tensor]) -> Tensor:
-        """(B, H/8, W/8, D) of features [(B, C_i, H/s_i, W/s_i)]."""
-        size = features[0].shape[-2:]
-        pooled = []
-        for scale, values in zip(features, self.scale_values, strict=True):
-            neighbourhoods = F.unfold(scale, PATCH, padding=PATCH // 2)  # (B, C·9, positions), a channel's 9 together
-            vectors = average(neighbourhoods, values).unflatten(2, scale.shape[-2:])
-            pooled.append(vectors if scale.shape[-2:] == size else upsample(vectors, size, align_corners=False))
-        return average(torch.cat(pooled, dim=1).flatten(2), self.values).transpose(1, 2).unflatten(1, size)
-
-
-def average(vectors: Tensor, values: int) -> Tensor:
-    """Adaptive average pooling along a vector's values: (B, V, positions) -> (B, values, positions)."""
-    length = vectors.shape[1]
-    if length % values:
-        return F.adaptive_avg_pool1d(vectors.transpose(1, 2), values).transpose(1, 2)
-    return vectors if length == values else vectors.unflatten(1, (values, length // values)).mean(dim=2)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from threecad.nets.maps import full_precision
 
 LEAST_VARIANCE = 1e-8  # mean variance assumed for features about 1 long where all images are alike, or there is one
-LEAST_DENOMINATOR = 1e-4  # lower bound of the denominator in `left_out`
+LEAST_DENOMINATOR = {torch.float32: 1e-4, torch.float64: 1e-7}  # lower bound of the denominator in `left_out`
 POSITIONS_AT_ONCE = 512  # whose Σ are inverted together, in float64
 
 
@@ -38,18 +38,24 @@ class PositionGaussians(nn.Module):
         self.register_buffer("count", torch.zeros(positions))
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Mahalanobis distances (B, P) of vectors (P, B, D)."""
-        return mahalanobis(vectors, self.mean, self.factor)
+        """Mahalanobis distances (B, P) of vectors (P, B, D); in float64 where they are, few positions at once."""
+        if vectors.dtype != torch.float64:
+            return mahalanobis(vectors, self.mean, self.factor)
+        chunks = torch.arange(len(self.mean), device=self.mean.device).split(POSITIONS_AT_ONCE)
+        exact = [mahalanobis(vectors[some], self.mean[some].double(), self.factor[some].double()) for some in chunks]
+        return torch.cat(exact, dim=1)
 
     def left_out(self, distances: Tensor) -> Tensor:
         """Distances (B, P) of vectors that the fit has seen, as if each had been left out of it.
 
         Without x, μ moves by (x - μ) / (N - 1) and the scatter loses a matrix of rank one, so that (Sherman and
-        Morrison) M² becomes (N / (N - 1))² M² / (1 - M² N / (N - 1)²); the divisor of Σ stays.
+        Morrison) M² becomes (N / (N - 1))² M² / (1 - M² N / (N - 1)²); the divisor of Σ stays. Where there are fewer
+        vectors than dimensions, the difference is as small as 1 / M²: give distances in float64 there.
         """
-        count = self.count.clamp_min(2)
+        count = self.count.clamp_min(2).to(distances.dtype)
         square = distances.square()
-        denominator = (1 - square * count / (count - 1).square()).clamp_min(LEAST_DENOMINATOR)
+        least = LEAST_DENOMINATOR[distances.dtype]
+        denominator = (1 - square * count / (count - 1).square()).clamp_min(least)
         return count / (count - 1) * (square / denominator).sqrt()
 
     def empty_sums(self) -> dict[str, Tensor]:

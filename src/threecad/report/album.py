@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,7 @@ from threecad.evaluation import Seen
 from threecad.images import resize_image, resize_map
 from threecad.overlay import Scale, side_by_side
 from threecad.runs import RunRecord
-from threecad.verdicts import good_share
+from threecad.verdicts import Verdicts, Word
 
 MOST_PARTS = 150
 """Parts that are shown; of more, all mistakes and an even choice of the others."""
@@ -32,6 +32,7 @@ class Part:
     is_defect: bool
     score: float
     good_share: float | None
+    verdict: Word
     picture: bytes  # JPEG of image, ground truth, map and contour
 
 
@@ -40,13 +41,14 @@ class Album:
     """Collects the parts of an evaluation: `evaluate(…, on_image=album.add)`."""
 
     record: RunRecord
+    verdicts: Verdicts
     parts: list[Part] = field(default_factory=list)
 
     def add(self, seen: Seen) -> None:
         """Keep a small picture of what was found in one image."""
         sample, score = seen.sample, seen.found.score
-        good = good_of(self.record.good_scores, sample.category)
-        scale = Scale.of_good(good_of(self.record.good_peaks, sample.category)) or Scale.of_map(seen.found.anomaly_map)
+        category = category_of(self.verdicts, sample.category)
+        scale = Scale.of_good(self.verdicts, category) or Scale.of_map(seen.found.anomaly_map)
         self.parts.append(
             Part(
                 name=f"{sample.defect}/{sample.image.name}",
@@ -54,29 +56,31 @@ class Album:
                 defect=sample.defect,
                 is_defect=sample.is_defect,
                 score=score,
-                good_share=good_share(score, good) if good else None,
+                good_share=self.verdicts.good_share(score, category),
+                verdict=self.verdicts.decide(score, category).word,
                 picture=_picture(seen, scale),
             )
         )
 
 
-def good_of(by_category: Mapping[str, list[float]], category: str) -> list[float]:
-    """The good parts' values of a category; of the only one where the run has learnt just that, whatever its name."""
-    return by_category.get(category, next(iter(by_category.values())) if len(by_category) == 1 else [])
+def category_of(verdicts: Verdicts, category: str) -> str:
+    """The category whose good parts to compare with: the only one where the run has learnt just that."""
+    learnt = list(verdicts.good.parts)
+    return learnt[0] if len(learnt) == 1 else category
 
 
-def choose(parts: Sequence[Part], limit: float, most: int = MOST_PARTS) -> list[Part]:
+def choose(parts: Sequence[Part], most: int = MOST_PARTS) -> list[Part]:
     """At most `most` parts, the most unusual first: all mistakes if they fit, and an even choice of the others."""
     by_score = sorted(parts, key=lambda part: -part.score)
-    wrong = [part for part in by_score if is_mistake(part, limit)]
-    right = [part for part in by_score if not is_mistake(part, limit)]
+    wrong = [part for part in by_score if is_mistake(part)]
+    right = [part for part in by_score if not is_mistake(part)]
     kept = _evenly(wrong, most)
     return sorted(kept + _evenly(right, most - len(kept)), key=lambda part: -part.score)
 
 
-def is_mistake(part: Part, limit: float) -> bool:
-    """Whether the part is a missed defect or a false alarm."""
-    return part.is_defect != (part.score > limit)
+def is_mistake(part: Part) -> bool:
+    """Whether the part is a defect that passes or a good one that is rejected; what is set aside, a person decides."""
+    return part.verdict == ("OK" if part.is_defect else "NG")
 
 
 def _picture(seen: Seen, scale: Scale) -> bytes:

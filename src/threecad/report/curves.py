@@ -34,7 +34,7 @@ def _positives(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.n
     return tuple(np.concatenate([[0], np.cumsum(one)[last]]) for one in (1 - hits, hits))  # type: ignore[return-value]
 
 
-def histogram(values: np.ndarray, labels: np.ndarray, limit: float) -> dict[str, Any]:
+def histogram(values: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Bars of good and defective parts by score, on a logarithmic axis where scores span more than a factor of 20."""
     low, high = float(values.min()), float(values.max())
     is_log = low > 0 and high > 20 * low
@@ -44,13 +44,10 @@ def histogram(values: np.ndarray, labels: np.ndarray, limit: float) -> dict[str,
     counts = [np.histogram(scale(values[which]), BINS, (start, stop))[0] for which in (~labels, labels)]
     tallest = max(int(count.max()) for count in counts)
     bars = [[PLOT * int(count) / tallest for count in one] for one in counts]
-    # A threshold beyond all scores is drawn at the edge.
-    at = (float(scale(limit)) - start) / (stop - start) if limit > 0 or not is_log else 0.0
     return {
         "good": bars[0],
         "defect": bars[1],
         "width": PLOT / BINS,
-        "limit": PLOT * min(max(at, 0.0), 1.0),
         "low": f"{low:.3g}",
         "high": f"{high:.3g}",
         "is_log": is_log,

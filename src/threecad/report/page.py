@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,26 +19,27 @@ from threecad.evaluation import TITLES, evaluate_run
 from threecad.files import write_text
 from threecad.methods import METHODS
 from threecad.metrics.image import image_scores
-from threecad.overlay import Scale
-from threecad.report.album import Album, Part, choose, is_mistake
+from threecad.report.album import Album, Part, category_of, choose, is_mistake
 from threecad.report.curves import curve_path, histogram, precision_recall, roc, training_curves
 from threecad.runs import RunFolder, RunRecord
+from threecad.verdicts import Verdicts, scores_plot
 
+WORDS = ("NG", "REVIEW", "OK")
 HEADLINE = {"I-AUROC": "i_auroc", "P-AUROC": "p_auroc", "P-PRO": "p_pro", "AP": "p_ap"}
 
 
-class Threshold(NamedTuple):
-    """The score from which a part is rejected on the page."""
-
-    value: float
-    why: str
+CONFESSION = (
+    "The run cannot judge: it has too few good parts to compare with. Rejected here is what scores above {0:.4g}, "
+    "where F1 is largest on these very parts, which is no honest choice."
+)
 
 
 def report_run(run: Path, root: Path, names: Sequence[str] = (), *, file: Path, **options: Any) -> dict[str, Any]:
     """As `evaluate_run`, with its options, and the page, written to `file`."""
-    album = Album(RunFolder(run).read_record())
+    folder = RunFolder(run)
+    album = Album(folder.read_record(), folder.read_verdicts())
     scores = evaluate_run(run, root, names, on_image=album.add, **options)
-    write_report(file, scores, album, RunFolder(run).metrics_file)
+    write_report(file, scores, album, folder.metrics_file)
     return scores
 
 
@@ -68,26 +70,42 @@ def write_report(file: Path, scores: dict[str, Any], album: Album, log: Path | N
     )
 
 
-def threshold(parts: Sequence[Part], good_scores: Sequence[float]) -> Threshold:
-    """Where 98 % of the good parts that the fit kept aside stay below; without those, where F1 is largest here."""
-    scale = Scale.of_good(good_scores)
-    if scale is not None:
-        return Threshold(
-            scale.threshold, f"98 % of the {len(good_scores)} good parts kept aside by the fit score lower"
-        )
+def judged(parts: Sequence[Part], verdicts: Verdicts) -> tuple[list[Part], list[str]]:
+    """The parts with their verdicts, and what those promise, in sentences.
+
+    Without good parts to compare with, rejected is what lies above the threshold of the largest F1; that is confessed.
+    """
+    names = [name for name in verdicts.good.categories if verdicts.can_judge(name)]
+    if names:
+        several = len(names) > 1
+        return list(parts), [f"{name}: {s}" if several else s for name in names for s in verdicts.sentences(name)]
     scores, labels = _scores_and_labels(parts)
     candidates = np.unique(scores)
     f1 = [2 * (labels & (scores >= c)).sum() / (labels.sum() + (scores >= c).sum()) for c in candidates]
-    best = np.nextafter(candidates[int(np.argmax(f1))], -np.inf)  # rejected is what lies above
-    return Threshold(float(best), "the largest F1 on these very parts: no honest choice")
+    limit = float(np.nextafter(candidates[int(np.argmax(f1))], -np.inf))  # rejected is what lies above
+    return [replace(one, verdict="NG" if one.score > limit else "OK") for one in parts], [CONFESSION.format(limit)]
+
+
+def _plots(verdicts: Verdicts, parts: Sequence[Part]) -> list[str]:
+    """For each category the good parts' scores, those of the defects here, and both thresholds, as SVG."""
+    return [
+        scores_plot(
+            verdicts.good.scores(name),
+            verdicts.limits(name),
+            [part.score for part in parts if part.is_defect and category_of(verdicts, part.category) == name],
+            title=name,
+        )
+        for name in verdicts.good.categories
+        if verdicts.can_judge(name)
+    ]
 
 
 def _content(scores: dict[str, Any], album: Album) -> dict[str, Any]:
-    record, parts = album.record, album.parts
-    limit = threshold(parts, [score for values in record.good_scores.values() for score in values])
+    record = album.record
+    parts, promises = judged(album.parts, album.verdicts)
     by_category = scores.get("categories") or {scores["category"]: scores}
     summary = scores.get("mean", scores)
-    shown = choose(parts, limit.value)
+    shown = choose(parts)
     values, labels = _scores_and_labels(parts)
     curves = [_of_category(parts, name) for name in by_category]
     return {
@@ -98,16 +116,19 @@ def _content(scores: dict[str, Any], album: Album) -> dict[str, Any]:
         "details": {name: {title: one[key] for key, title in TITLES.items()} for name, one in by_category.items()},
         "counts": {key: sum(one[key] for one in by_category.values()) for key in ("n_good", "n_defect", "n_vanished")},
         "facts": _facts(record, next(iter(by_category.values()))),
-        "limit": limit,
-        "caught": int((labels & (values > limit.value)).sum()),
-        "rejected": int((~labels & (values > limit.value)).sum()),
-        "types": _types(parts, limit.value),
+        "promises": promises,
+        "plots": _plots(album.verdicts, parts),
+        "verdicts": {
+            what: {word: sum(one.verdict == word and one.is_defect == bad for one in parts) for word in WORDS}
+            for what, bad in (("defective", True), ("good", False))
+        },
+        "types": _types(parts),
         "roc": [curve_path(roc(*one)) for one in curves],
         "precision_recall": [curve_path(precision_recall(*one)) for one in curves],
-        "histogram": histogram(values, labels, limit.value),
+        "histogram": histogram(values, labels),
         "parts": shown,
-        "missed": [part for part in shown if part.is_defect and is_mistake(part, limit.value)],
-        "alarms": [part for part in shown if not part.is_defect and is_mistake(part, limit.value)],
+        "missed": [part for part in shown if part.is_defect and is_mistake(part)],
+        "alarms": [part for part in shown if not part.is_defect and is_mistake(part)],
         "left_out": len(parts) - len(shown),
         "with_category": len(by_category) > 1,
     }
@@ -131,18 +152,19 @@ def _facts(record: RunRecord, scores: dict[str, Any]) -> dict[str, str]:
     return facts
 
 
-def _types(parts: Sequence[Part], limit: float) -> list[dict[str, Any]]:
-    """A row for each defect type: how many, how many are caught, and how well they stand apart from the good parts."""
+def _types(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """A row for each defect type: how many, their verdicts, and how well they stand apart from the good parts."""
     good = [part.score for part in parts if not part.is_defect]
     rows = []
     for defect in sorted({part.defect for part in parts if part.is_defect}):
-        found = [part.score for part in parts if part.defect == defect]
+        those = [part for part in parts if part.is_defect and part.defect == defect]
+        found = [part.score for part in those]
         labels = [False] * len(good) + [True] * len(found)
         rows.append(
             {
                 "defect": defect,
                 "count": len(found),
-                "caught": sum(score > limit for score in found),
+                "verdicts": {word: sum(part.verdict == word for part in those) for word in WORDS},
                 "i_auroc": image_scores([*good, *found], labels).i_auroc,
             }
         )

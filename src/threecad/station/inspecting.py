@@ -14,18 +14,16 @@ from threecad.errors import SettingsError
 from threecad.images import Decoding, read_image, resize_map
 from threecad.inference import load
 from threecad.overlay import Scale
-from threecad.predictor import Predictor
+from threecad.predictor import Predictor, Result
 from threecad.runs import RunFolder
-from threecad.verdicts import AREAS_PX, GoodPart, GoodScores, Judged, Verdicts, look, per_cent
+from threecad.verdicts import Verdicts, look, per_cent
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What a recipe says of one picture."""
 
-    score: float
-    anomaly_map: np.ndarray  # (H, W) float32 at the picture's own size
-    judged: Judged
+    result: Result
     brightness: float  # mean grey level
     sharpness: float  # mean absolute Laplacian of the grey levels, in their standard deviations: no matter of light
     thumbnail: np.ndarray  # (16, 16) float32 grey levels, to find similar parts by
@@ -39,8 +37,8 @@ class Recipe:
     folder: Path  # of the run or the bundle
     category: str
     predictor: Predictor
-    verdicts: Verdicts
     model: str  # SHA-256 of the detector
+    budgets_of_run: dict[str, Any]  # as its folder has them
 
     def inspect(self, picture: Path) -> Seen:
         """What is found in a picture file.
@@ -49,12 +47,16 @@ class Recipe:
             DataError: it cannot be read, or has no finite score.
         """
         pixels = read_image(picture, **self.decoding)
-        found = self.predictor(pixels, self.category)
-        judged = self.verdicts.judge(found.score, found.anomaly_map, pixels, self.category)
+        result = self.predictor(pixels, self.category)
         grey = pixels.mean(axis=2, dtype=np.float32)
         sharpness = float(np.abs(ndimage.laplace(grey)).mean() / max(float(grey.std()), 1.0))
         thumbnail = resize_map(grey, (16, 16))
-        return Seen(found.score, found.anomaly_map, judged, look(pixels).brightness, sharpness, thumbnail)
+        return Seen(result, look(pixels).brightness, sharpness, thumbnail)
+
+    @property
+    def verdicts(self) -> Verdicts:
+        """Its good parts and budgets."""
+        return self.predictor.verdicts
 
     @property
     def decoding(self) -> Decoding:
@@ -72,10 +74,9 @@ class Recipe:
 
         Empty with too few good parts for any.
         """
-        try:
-            limits = self.verdicts.limits(self.category)
-        except SettingsError:
+        if not self.verdicts.can_judge(self.category):
             return {}
+        limits = self.verdicts.limits(self.category)
         return {
             "review": limits.review.threshold,
             "reject": limits.reject.threshold,
@@ -87,6 +88,8 @@ class Recipe:
     @property
     def promises(self) -> list[str]:
         """The bounds in words."""
+        if self.verdicts.distrust:
+            return [f"Every part is REVIEW: {self.verdicts.distrust}."]
         try:
             return self.verdicts.sentences(self.category)
         except SettingsError as error:
@@ -100,8 +103,7 @@ class Recipe:
 
     def scale(self, anomaly_map: np.ndarray) -> Scale:
         """Colours of a map: those of the good parts where there are some, else the map's own."""
-        peaks = self.verdicts.good.peaks(self.category)
-        return Scale.of_good(peaks.tolist()) or Scale.of_map(anomaly_map)
+        return Scale.of_good(self.verdicts, self.category) or Scale.of_map(anomaly_map)
 
     def with_budgets(self, **budgets: Any) -> Recipe:
         """The same with other budgets of good parts.
@@ -109,7 +111,8 @@ class Recipe:
         Raises:
             SettingsError: a value that does not fit.
         """
-        return replace(self, verdicts=replace(self.verdicts, settings=self.verdicts.settings.changed(**budgets)))
+        verdicts = replace(self.verdicts, settings=self.verdicts.settings.changed(**budgets))
+        return replace(self, predictor=replace(self.predictor, verdicts=verdicts))
 
     @property
     def budgets(self) -> dict[str, Any]:
@@ -137,17 +140,10 @@ def _of_folder(folder: Path) -> list[Recipe]:
     predictor = load(folder)
     record = RunFolder(folder).read_record()
     name = folder.resolve().name
+    names = predictor.verdicts.good.categories or record.categories
     recipes = []
-    for category in predictor.good:
-        own_name = name if len(predictor.good) == 1 else f"{name}-{category}"
-        verdicts, model = verdicts_of(predictor, category), record.detector_sha256 or ""
-        recipes.append(Recipe(own_name, folder, category, predictor, verdicts, model))
+    for category in names:
+        own_name = name if len(names) == 1 else f"{name}-{category}"
+        budgets = predictor.verdicts.settings.model_dump()
+        recipes.append(Recipe(own_name, folder, category, predictor, record.detector_sha256 or "", budgets))
     return recipes
-
-
-def verdicts_of(predictor: Predictor, category: str) -> Verdicts:
-    """What a predictor's good parts of a category make of scores."""
-    good = predictor.good[category]
-    pairs = enumerate(zip(good.scores, good.peaks, strict=True))
-    parts = (GoodPart(part=str(index), score=score, peaks=(peak,) * len(AREAS_PX)) for index, (score, peak) in pairs)
-    return Verdicts(GoodScores(parts={category: tuple(parts)}))

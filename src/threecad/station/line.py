@@ -132,26 +132,26 @@ class Line:
         path = self.pictures.path(ticket.picture)
         try:
             seen = recipe.inspect(path)
-            self.pictures.keep_map(ticket.id, seen.anomaly_map)
+            self.pictures.keep_map(ticket.id, seen.result.anomaly_map)
         except ThreeCADError as error:
             return Outcome("REVIEW", f"not inspected: {without_path(error, path)}", model=recipe.model, **times())
         except Exception as error:  # a part must not vanish with a fault of ours
             return Outcome("REVIEW", f"not inspected: {type(error).__name__}", model=recipe.model, **times())
-        verdict, reason = seen.judged.verdict
-        scale = recipe.scale(seen.anomaly_map)
+        found = seen.result
+        scale = recipe.scale(found.anomaly_map)
         return Outcome(
-            verdict,
-            reason,
-            score=seen.score,
-            good_share=seen.judged.good_share,
-            regions=[region.as_json() for region in seen.judged.regions],
+            found.verdict,
+            found.reason,
+            score=found.score,
+            good_share=found.good_share,
+            regions=[region.as_json() for region in found.regions],
             thresholds=recipe.thresholds,
             model=recipe.model,
             brightness=seen.brightness,
             sharpness=seen.sharpness,
             golden=self._most_similar(ticket, seen, recipe.name),
             scale=[scale.low, scale.threshold, scale.high],
-            size=list(seen.anomaly_map.shape),
+            size=list(found.anomaly_map.shape),
             **times(),
         )
 
@@ -160,6 +160,6 @@ class Line:
         passed = self._passed.setdefault(recipe, deque(maxlen=PASSED_KEPT))
         distances = [float(np.abs(seen.thumbnail - other).mean()) for _, other in passed]
         nearest = passed[int(np.argmin(distances))][0] if passed else ""
-        if seen.judged.verdict.word == "OK":
+        if seen.result.verdict == "OK":
             passed.append((ticket.picture, seen.thumbnail))
         return nearest

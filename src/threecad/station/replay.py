@@ -130,7 +130,7 @@ def _parts(store: Path, recipe: str | None, last: int) -> list[dict[str, Any]]:
 def _looked_at_again(recipe: Recipe, path: Path, said: dict[str, Any]) -> tuple[Change | None, Seen | None]:
     try:
         seen = recipe.inspect(path)
-        (word, reason), score = seen.judged.verdict, seen.score
+        word, reason, score = seen.result.verdict, seen.result.reason, seen.result.score
     except ThreeCADError as error:
         seen, word, reason, score = None, "REVIEW", f"not inspected: {without_path(error, path)}", None
     if word == said["verdict"]:
@@ -143,7 +143,7 @@ def _draw(file: Path, pictures: Pictures, said: dict[str, Any], recipe: Recipe, 
     """The part as it was judged before, beside what the other model finds in it."""
     pixels = read_image(pictures.path(said["picture"]), **recipe.decoding)
     size = shown_size(pixels.shape[:2])
-    after = overlay(pixels, seen.anomaly_map, recipe.scale(seen.anomaly_map))
+    after = overlay(pixels, seen.result.anomaly_map, recipe.scale(seen.result.anomaly_map))
     before: Image.Image = Image.fromarray(resize_image(pixels, size))
     if said["scale"]:  # else it was not inspected then
         encoded = pictures.overlay(said["picture"], said["id"], Scale(*said["scale"]), recipe.decoding)

@@ -249,6 +249,7 @@ def change_thresholds(request: Request, name: str, budgets: Budgets) -> dict[str
             "recipe": name,
             "model": before.model,
             "budgets": after.budgets,
+            "budgets_of_run": before.budgets_of_run,
             "before": before.thresholds,
             "after": after.thresholds,
             "who": _who(request),

@@ -131,11 +131,11 @@ def _answer(line: Line, guard: Guard, listening: socket.socket, tell: Callable[[
 
 
 def as_left(recipe: Recipe, records: Store) -> Recipe:
-    """The recipe with the budgets that the engineer last gave this model."""
+    """The recipe with the budgets that the engineer last gave this model; its folder's where those are newer."""
     for row in reversed(records.notes("thresholds")):
         said = row.content
-        if said["recipe"] == recipe.name and said["model"] == recipe.model:
-            return recipe.with_budgets(**said["budgets"])
+        if (said["recipe"], said["model"]) == (recipe.name, recipe.model):
+            return recipe.with_budgets(**said["budgets"]) if said["budgets_of_run"] == recipe.budgets_of_run else recipe
     return recipe
 
 

@@ -8,14 +8,25 @@ images that cannot show a part; `plot.py` draws scores and thresholds. Nothing h
 from __future__ import annotations
 
 from threecad.verdicts.areas import AREAS_PX, Region, area_peaks, regions
-from threecad.verdicts.bounds import FEWEST_PARTS, Budget, Interval, Limit, limit, parts_needed, promised_shares
-from threecad.verdicts.decide import Escapes, Judged, Limits, Verdict, Verdicts, per_cent, promise
+from threecad.verdicts.bounds import (
+    FEWEST_PARTS,
+    Budget,
+    Interval,
+    Limit,
+    limit,
+    parts_needed,
+    promised_shares,
+    share_of,
+)
+from threecad.verdicts.decide import Escapes, Judged, Limits, Verdict, Verdicts, Word, per_cent, promise
 from threecad.verdicts.good import (
     Conditions,
     GoodPart,
     GoodScores,
     good_share,
+    image_name,
     joined_parts,
+    other_conditions,
     refuse_other_conditions,
     smallest_share,
 )
@@ -44,12 +55,15 @@ __all__ = [
     "Verdict",
     "VerdictSettings",
     "Verdicts",
+    "Word",
     "area_peaks",
     "compare_lots",
     "good_share",
+    "image_name",
     "joined_parts",
     "limit",
     "look",
+    "other_conditions",
     "parts_needed",
     "per_cent",
     "plausible",
@@ -59,6 +73,7 @@ __all__ = [
     "refuse_other_conditions",
     "regions",
     "scores_plot",
+    "share_of",
     "smallest_share",
     "write_verdict",
 ]

@@ -55,6 +55,7 @@ class Verdicts:
 
     good: GoodScores
     settings: VerdictSettings = field(default_factory=VerdictSettings)
+    distrust: str = ""  # why the good parts' scores say nothing here, such as another precision; then all is REVIEW
 
     def limits(self, category: str | None = None) -> Limits:
         """The thresholds of a category; of the only one where none is named.
@@ -69,6 +70,10 @@ class Verdicts:
     def _limits(self) -> dict[str, Limits]:
         return {name: self._learn(name) for name in self._judged}
 
+    def can_judge(self, category: str | None = None) -> bool:
+        """Whether there are enough good parts, scored as parts are scored here, to say OK or NG."""
+        return not self.distrust and len(self.good.of(category)) >= FEWEST_PARTS
+
     @property
     def _judged(self) -> list[str]:
         """Categories with enough good parts."""
@@ -80,22 +85,26 @@ class Verdicts:
         return Limits(limit(scores, asked.review), limit(scores, asked.reject), limit(peaks, asked.region))
 
     def judge(
-        self, score: float, anomaly_map: np.ndarray, pixels: np.ndarray | None = None, category: str | None = None
+        self,
+        score: float,
+        anomaly_map: np.ndarray,
+        size: tuple[int, int] | None = None,
+        category: str | None = None,
+        doubt: str | None = None,
     ) -> Judged:
         """Verdict, share and regions of one image.
 
         Args:
-            anomaly_map: (H, W) at the image's own size.
-            pixels: (H, W, 3) uint8 at the image's own size; without them its look is not checked.
+            anomaly_map: (h, w), as the network gave it.
+            size: height and width of the image, which regions are scaled to; of its map without.
+            doubt: why the picture cannot be trusted, such as what the method `doubt` says.
 
         Raises:
             SettingsError: an unknown category, or several and none is named.
         """
-        doubt = None if pixels is None else self.doubt(pixels, category)
         if not np.isfinite(anomaly_map).all():
             doubt = doubt or "the map is not finite"
-        can_compare = len(self.good.of(category)) >= FEWEST_PARTS
-        found = self.regions(anomaly_map, category) if can_compare else []
+        found = self.regions(anomaly_map, category, size) if self.can_judge(category) else []
         return Judged(self.decide(score, category, doubt), self.good_share(score, category), found)
 
     def decide(self, score: float, category: str | None = None, doubt: str | None = None) -> Verdict:
@@ -106,8 +115,8 @@ class Verdicts:
         Args:
             doubt: why its picture cannot be trusted, such as what the method `doubt` says.
         """
-        if doubt:
-            return Verdict("REVIEW", doubt)
+        if doubt or self.distrust:
+            return Verdict("REVIEW", doubt or self.distrust)
         if not math.isfinite(score):
             return Verdict("REVIEW", "the score is not finite")
         n = len(self.good.of(category))
@@ -128,15 +137,17 @@ class Verdicts:
     def good_share(self, score: float, category: str | None = None) -> float | None:
         """Share of good parts that score at least as high; None without any."""
         scores = self.good.scores(category)
-        return good_share(score, scores) if len(scores) else None
+        return good_share(score, scores) if len(scores) and not self.distrust else None
 
-    def regions(self, anomaly_map: np.ndarray, category: str | None = None) -> list[Region]:
-        """Areas of the map (H, W), at the image's own size, that good parts do not have.
+    def regions(
+        self, anomaly_map: np.ndarray, category: str | None = None, size: tuple[int, int] | None = None
+    ) -> list[Region]:
+        """Areas of the map (h, w) that good parts do not have, scaled to the image's `size`.
 
         Raises:
             SettingsError: as `limits`.
         """
-        return regions(anomaly_map, self.limits(category).region.threshold, self.settings.least_area_px)
+        return regions(anomaly_map, self.limits(category).region.threshold, self.settings.least_area_px, size)
 
     def rejects_to_come(self, category: str | None = None, parts: int = 1000) -> Interval:
         """How many of the next `parts` good ones will be rejected."""
@@ -164,6 +175,15 @@ class Verdicts:
             promise(review, "are rejected or set aside"),
             promise(region, "have any region" if least == 1 else f"have any region of at least {least} px"),
         ]
+
+    def summary(self) -> list[str]:
+        """A line a category: how many good parts may be rejected, or that nothing can be said."""
+        lines = []
+        for name in self.good.parts:
+            said = self.distrust or f"{len(self.good.of(name))} good parts to compare with"
+            said = self.sentences(name)[0] if self.can_judge(name) else f"Every part is REVIEW: {said}."
+            lines.append(f"{name}: {said}" if len(self.good.parts) > 1 else said)
+        return lines
 
     def _rank(self, score: float, category: str | None) -> str:
         scores = self.good.scores(category)

@@ -33,15 +33,25 @@ class GoodPart(BaseModel):
     lot: str | None = None
 
     @classmethod
-    def seen(cls, part: str, score: float, anomaly_map: np.ndarray, lot: str | None = None) -> Self:
-        """A good part from one image's score and map (H, W) at the image's own size.
+    def seen(
+        cls,
+        part: str,
+        score: float,
+        anomaly_map: np.ndarray,
+        lot: str | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Self:
+        """A good part from one image's score and map (h, w).
+
+        Args:
+            size: height and width of the image; of its map without.
 
         Raises:
             DataError: either is not finite.
         """
         if not (math.isfinite(score) and np.isfinite(anomaly_map).all()):
             raise DataError(f"the score or map of good part '{part}' is not finite; the model is broken, fit anew")
-        return cls(part=part, score=score, peaks=area_peaks(anomaly_map), lot=lot)
+        return cls(part=part, score=score, peaks=area_peaks(anomaly_map, size), lot=lot)
 
 
 class GoodScores(BaseModel):
@@ -53,6 +63,7 @@ class GoodScores(BaseModel):
     conditions: dict[str, str | int | float | bool | None] = {}
     parts: dict[str, tuple[GoodPart, ...]] = {}
     looks: dict[str, GoodLooks] = {}  # of the good images of each category, those that were learnt from included
+    learnt: tuple[str, ...] = ()  # the images that the model has learnt from, by `image_name`: they cannot be added
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -89,13 +100,16 @@ class GoodScores(BaseModel):
         Raises:
             SettingsError: several categories and none is named, or an unknown one.
         """
-        known = self.categories
+        known = self.categories or (list(self.parts) if len(self.parts) == 1 else [])
         if name is None and len(known) > 1:
             raise SettingsError(
                 f"the run learnt {len(known)} categories, each with its own thresholds; name one of {', '.join(known)}"
             )
-        if name is not None and self.parts and name not in self.parts:
-            raise SettingsError(f"no good parts of category '{name}'{did_you_mean(name, self.parts)}")
+        if name and self.parts and name not in self.parts:
+            raise SettingsError(
+                f"the run has learnt {', '.join(self.parts)} and says nothing of '{name}'"
+                f"{did_you_mean(name, self.parts)}"
+            )
         return name or (known[0] if known else "")
 
     def of(self, category: str | None = None) -> tuple[GoodPart, ...]:
@@ -115,7 +129,11 @@ class GoodScores(BaseModel):
         return np.array([peak_of_area(part.peaks, least_area_px) for part in self.of(category)], dtype=np.float64)
 
     def joined(
-        self, category: str, more: Iterable[GoodPart], conditions: Conditions, looks: GoodLooks | None = None
+        self,
+        category: str,
+        more: Iterable[GoodPart],
+        conditions: Conditions,
+        looks: GoodLooks | None = None,
     ) -> Self:
         """With further good parts; of a part that is here already the higher values stay, so that twice is as once.
 
@@ -125,12 +143,17 @@ class GoodScores(BaseModel):
         Raises:
             RunError: `conditions` are not those of the scores that are here, or a part is of two lots.
         """
-        if self.parts:
+        if self.categories:
             refuse_other_conditions(self.conditions, conditions, "the good parts' scores")
         parts = {**self.parts, category: joined_parts([*self.parts.get(category, ()), *more])}
         every = [one for one in (self.looks.get(category), looks) if one is not None]
         together = {**self.looks, category: GoodLooks.joined(every)} if every else self.looks
-        return type(self)(conditions=dict(conditions), parts=parts, looks=together)
+        return self.model_copy(update={"conditions": dict(conditions), "parts": parts, "looks": together})
+
+
+def image_name(sha256: str) -> str:
+    """What an image is known by, wherever it lies and whatever it is called: the start of its file's SHA-256."""
+    return sha256[:16]
 
 
 def joined_parts(images: Iterable[GoodPart]) -> tuple[GoodPart, ...]:
@@ -173,7 +196,12 @@ def refuse_other_conditions(stamped: Conditions, here: Conditions, what: str) ->
     Raises:
         RunError: it was not; names each condition that differs.
     """
-    differ = [name for name in sorted({*stamped, *here}) if stamped.get(name) != here.get(name)]
+    differ = other_conditions(stamped, here)
     if differ:
-        found = "; ".join(f"{name} was {stamped.get(name)}, is {here.get(name)}" for name in differ)
-        raise RunError(f"{what} are of other conditions: {found}\nCalibrate under these, or go back to those.")
+        raise RunError(f"{what} are of other conditions: {differ}\nCalibrate under these, or go back to those.")
+
+
+def other_conditions(stamped: Conditions, here: Conditions) -> str:
+    """Each condition that differs, with both values; empty where none does."""
+    differ = [name for name in sorted({*stamped, *here}) if stamped.get(name) != here.get(name)]
+    return "; ".join(f"{name} was {stamped.get(name)}, is {here.get(name)}" for name in differ)
