@@ -22,23 +22,31 @@ def serve(
     host: Annotated[str, Option(metavar="H", help="Address; any but this machine's own needs tokens.")] = "127.0.0.1",
     port: Annotated[int, Option(metavar="N", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     store: Annotated[Path, Option(metavar="DIR", help="Folder for records and pictures.")] = Path("station"),
+    watch: Annotated[
+        Path | None, Option(metavar="FOLDER", help="Inspect pictures as they arrive there.", show_default=False)
+    ] = None,
+    webhook: Annotated[
+        str | None, Option(metavar="URL", help="Post every record there, signed.", show_default=False)
+    ] = None,
     places: Annotated[int, Option(metavar="N", min=1, max=32, help="Parts in the station at once.")] = 16,
     deadline: Annotated[float, Option(metavar="S", min=0.01, help="Seconds until a part is REVIEW for time.")] = 10.0,
 ) -> None:
     """Inspect parts over HTTP, with pages for the people at the line."""
     _require_extra()
     from threecad.station.line import Limits
-    from threecad.station.serving import serve, serve_demo
+    from threecad.station.serving import Address, serve, serve_demo
 
     if bool(folders) == demo:
         raise typer.BadParameter("expected runs or bundles to serve, or --demo")
-    limits = Limits(places=places, deadline_s=deadline)
+    if demo and (watch or webhook):
+        raise typer.BadParameter("--demo makes its own parts; leave out --watch and --webhook")
+    limits, address = Limits(places=places, deadline_s=deadline), Address(host, port)
     with interruptible(lambda: f"the records are in {store}"), progress() as shown:
+        said = {"tell": result, "notify": shown.notify}
         if demo:
-            drawing = counting(shown, "drawing parts")
-            serve_demo(store, limits, host, port, result, progress=drawing, notify=shown.notify)
+            serve_demo(store, limits, address, progress=counting(shown, "drawing parts"), **said)
         else:
-            serve(folders or [], store, limits, host, port, result, notify=shown.notify)
+            serve(folders or [], store, limits, address, watch=watch, webhook=webhook, **said)
 
 
 @audit.command()

@@ -8,6 +8,7 @@
     health.py      counts, shares and latencies; drift.py whether the parts are still like the first ones
     replay.py      what another model would say of the parts of before
     serving.py     a station from folders, until it is told to stop
+    watching.py    pictures that arrive in a folder; webhook.py records that are posted; both run in beside.py
     simulated.py   a line of drawn parts for `threecad serve --demo`
 
 Reads predictors and verdicts; knows nothing of training.

@@ -7,8 +7,7 @@ creationTime, processingTimes, isSimulated. Health and models are asked as in KS
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, HTTPException, Path, Query, Request, Response
@@ -20,6 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from threecad.errors import DataError, FileError, RunError, SettingsError
 from threecad.overlay import Scale
 from threecad.station import chain
+from threecad.station.answers import answer_of
 from threecad.station.drift import Watches
 from threecad.station.health import metrics
 from threecad.station.line import BusyError, Line
@@ -60,13 +60,8 @@ def make_app(line: Line, guard: Guard) -> FastAPI:
     """The service over a line, with its pages."""
     from threecad.station.pages import add_pages
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        await run_in_threadpool(line.close)
-
     about = {"title": "ThreeCAD station", "version": importlib.metadata.version("threecad")}
-    app = FastAPI(**about, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(**about, docs_url=None, redoc_url=None)
     app.state.line, app.state.guard, app.state.watches = line, guard, Watches(line)
     for name in line.recipes:
         app.state.watches.update(name)
@@ -108,41 +103,6 @@ async def inspect(
     except BusyError:
         raise HTTPException(429, "all places are taken; try again", {"Retry-After": str(RETRY_S)}) from None
     return JSONResponse(answer_of(row))
-
-
-def answer_of(row: chain.Row) -> dict[str, Any]:
-    """What a client is told of a record."""
-    said = row.content
-    place = f"/v1/parts/{said['id']}"
-    return {
-        "resultId": said["id"],
-        "partId": said["part"],
-        "recipeId": said["recipe"],
-        "jobId": said["lot"],
-        "creationTime": said["at"],
-        "isSimulated": bool(said["simulated"]),
-        "processingTimes": {
-            "startTime": said["start"],
-            "endTime": said["end"],
-            "processingDuration": said["duration_ms"],
-        },
-        "verdict": said["verdict"],
-        "reason": said["reason"],
-        "score": said["score"],
-        "good_share": said["good_share"],
-        "regions": said["regions"],
-        "thresholds": said["thresholds"],
-        "model": said["model"],
-        "size": said["size"],
-        "record": {"seq": row.seq, "hash": row.hash},
-        "links": {
-            "self": place,
-            "image": f"{place}/image",
-            "map": f"{place}/map" if said["scale"] else None,
-            "overlay": f"{place}/overlay" if said["scale"] else None,
-            "golden": f"{place}/golden" if said["golden"] else None,
-        },
-    }
 
 
 @api.get("/v1/parts")

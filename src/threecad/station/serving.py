@@ -6,13 +6,17 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from threecad.errors import SettingsError
+from threecad.station.beside import Beside, Step
 from threecad.station.inspecting import Recipe, open_recipes
 from threecad.station.line import Limits, Line
 from threecad.station.store import Store
+from threecad.station.watching import Watched
+from threecad.station.webhook import Webhook
 
 if TYPE_CHECKING:
     from threecad.station.safety import Guard
@@ -39,43 +43,56 @@ def open_line(folders: Sequence[Path], store: Path, limits: Limits, notify: Call
     return Line(records, recipes, limits)
 
 
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a station answers."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000  # 0 takes a free one
+
+
 def serve(
     folders: Sequence[Path],
     store: Path,
     limits: Limits,
-    host: str,
-    port: int,
-    tell: Callable[[str], None],
+    address: Address,
     *,
-    notify: Callable[[str], None] = lambda line: None,
+    watch: Path | None = None,
+    webhook: str | None = None,
+    tell: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> None:
     """Inspect with some runs and bundles until SIGINT or SIGTERM; what was accepted is finished first.
 
     Args:
+        watch: folder whose pictures are inspected as they arrive.
+        webhook: URL to which records are posted.
         tell: called with the address once the station answers.
         notify: called with a line worth reading.
 
     Raises:
-        SettingsError: the extra `station` is not installed, the address is taken, or tokens are needed.
+        SettingsError: the address is taken, tokens or a secret are needed, or no such URL can be.
         RunError, FileError: as of `open_line`.
     """
-    with _listening(host, port) as (listening, guard):
-        line = open_line(folders, store, limits, notify)
-        try:
+    with _listening(address) as (listening, guard), _opened(folders, store, limits, notify) as line:
+        steps: dict[str, Step] = {}
+        if watch is not None:
+            line.recipe("")  # said now and not for every picture
+            steps["the watch"] = Watched(line, watch).step
+        if webhook is not None:
+            steps["the webhook"] = Webhook(line, webhook).step
+        with _beside(steps, notify):
             _answer(line, guard, listening, tell)
-        finally:
-            line.store.close()
 
 
 def serve_demo(
     store: Path,
     limits: Limits,
-    host: str,
-    port: int,
-    tell: Callable[[str], None],
+    address: Address,
     *,
     progress: Callable[[int, int], None] | None = None,
-    notify: Callable[[str], None] = lambda line: None,
+    tell: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> None:
     """The same with a model quickly fitted on drawn parts, in STORE/demo, and a simulated line of them.
 
@@ -83,26 +100,43 @@ def serve_demo(
         ThreeCADError: as of `serve`.
     """
     from threecad.demo.line import fit_line
-    from threecad.station.simulated import simulate
+    from threecad.station.simulated import simulated
 
     run = store / "demo" / "aluminium_cover"
-    with _listening(host, port) as (listening, guard):
+    with _listening(address) as (listening, guard):
         if not run.is_dir():
             fit_line(store / "demo", progress, notify)
-        line = open_line([run], store, limits, notify)
-        end = simulate(line, notify)
-        try:
+        with _opened([run], store, limits, notify) as line, _beside({"the simulated line": simulated(line)}, notify):
             _answer(line, guard, listening, tell)
-        finally:
-            end()
-            line.store.close()
 
 
 @contextmanager
-def _listening(host: str, port: int) -> Iterator[tuple[socket.socket, Guard]]:
+def _opened(folders: Sequence[Path], store: Path, limits: Limits, notify: Callable[[str], None]) -> Iterator[Line]:
+    line = open_line(folders, store, limits, notify)
+    try:
+        yield line
+    finally:
+        line.close()
+        line.store.close()
+
+
+@contextmanager
+def _beside(steps: dict[str, Step], notify: Callable[[str], None]) -> Iterator[None]:
+    """Work beside the line for as long as the block lasts."""
+    works = [Beside(name, step, notify) for name, step in steps.items()]
+    try:
+        yield
+    finally:
+        for work in works:
+            work.stop()
+
+
+@contextmanager
+def _listening(address: Address) -> Iterator[tuple[socket.socket, Guard]]:
     """The socket of the address, and who may use it; first, so that nothing is loaded in vain."""
     from threecad.station.safety import guard_for
 
+    host, port = address.host, address.port
     guard = guard_for(host)
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

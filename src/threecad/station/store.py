@@ -37,6 +37,7 @@ CREATE INDEX IF NOT EXISTS parts_verdict ON parts (verdict, id);
 CREATE INDEX IF NOT EXISTS parts_at ON parts (at);
 CREATE INDEX IF NOT EXISTS parts_lot ON parts (lot, id);
 CREATE INDEX IF NOT EXISTS parts_defect ON parts (defect) WHERE defect != '';
+CREATE INDEX IF NOT EXISTS parts_picture ON parts (picture, part);
 CREATE INDEX IF NOT EXISTS parts_open ON parts (id) WHERE seq IS NULL;
 CREATE INDEX IF NOT EXISTS parts_queue ON parts (id) WHERE verdict IN ('NG', 'REVIEW') AND answer IS NULL;
 """
