@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
-from threecad.station.drift import ALPHA, Martingale
+import numpy as np
+import pytest
+
+from threecad.station.drift import ALPHA, Martingale, Watches
 
 
 def stakes(values: np.ndarray, before: np.ndarray, rng: np.random.Generator) -> list[float]:
@@ -36,3 +39,21 @@ def test_a_shift_either_way_is_found_soon() -> None:
         values = np.concatenate([rng.normal(size=300), rng.normal(shift, size=60)])
         path = stakes(values, rng.normal(size=60), rng)
         assert max(path[300:]) > np.log10(3 / ALPHA) > max(path[:300])
+
+
+def test_a_watch_begins_anew_after_so_many_parts_whether_or_not_the_station_was_restarted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fastapi", reason="the extra threecad[station] is not installed")
+    pytest.importorskip("starlette.testclient", exc_type=ImportError, reason="httpx2 is not installed")
+    from stations import Station, picture
+
+    monkeypatch.setattr("threecad.station.drift.RENEWED_AFTER", 6)
+    station = Station(tmp_path / "store")
+    passed = 0
+    while passed < 14:
+        passed += station.post(picture(passed)).json()["verdict"] == "OK"
+    going_on = station.client.app.state.watches.update("plate")
+    restarted = Watches(station.line).update("plate")
+    assert going_on.count == restarted.count == 2 and going_on.points == restarted.points
+    station.close()

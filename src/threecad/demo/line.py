@@ -21,8 +21,9 @@ PARTS = 64
 SIDE = 192  # px
 DEFECTIVE = 0.08  # share of the parts made
 LOT = 40  # parts
-FADES_AFTER, FADES_BY, DARKEST = 60, 0.004, 0.8
-"""After so many parts the lamp fades by this share with each further part, down to this."""
+LAMP_LASTS, FADES_AFTER, FADES_BY, DARKEST = 200, 80, 0.003, 0.9
+"""Parts under one lamp; after how many it fades, by this share with each further part, and down to this. Then somebody
+mends it."""
 
 
 def fit_line(out: Path, progress: Progress | None = None, notify: Callable[[str], None] = lambda line: None) -> Path:
@@ -51,7 +52,7 @@ def parts_made(start: int = 0) -> Iterator[tuple[str, str, bytes]]:
         rng = np.random.default_rng([7, index])
         kind = str(rng.choice(KINDS)) if rng.random() < DEFECTIVE else GOOD
         pixels = render_part(1, Split.TEST, kind, index, SIDE).image
-        light = max(DARKEST, 1 - FADES_BY * max(0, index - FADES_AFTER))
+        light = max(DARKEST, 1 - FADES_BY * max(0, index % LAMP_LASTS - FADES_AFTER))
         buffer = io.BytesIO()
         Image.fromarray((pixels * light).astype(np.uint8)).save(buffer, "PNG")
         yield f"C{index:05}", f"L{index // LOT + 1:03}", buffer.getvalue()

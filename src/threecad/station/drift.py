@@ -8,7 +8,8 @@ detection"), which bets on high or low ranks and changes its mind now and then.
 
 Three numbers are watched: scores, brightness and sharpness. Only parts that passed count, so that a few defects more
 are no drift; of the good parts those below the same threshold. The chance of any false alarm before the next restart is
-at most `ALPHA`, all three together.
+at most `ALPHA`, all three together. The engineer restarts a watch, and so do other thresholds, another model, and
+`RENEWED_AFTER` parts.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ ALPHA = 0.01
 
 BETS, JUMP = (-1.8, -0.9, 0.0, 0.9, 1.8), 0.01
 KEPT = 400  # points of the charts
+
+RENEWED_AFTER = 30_000
+"""Parts that passed after which a watch begins anew by itself, so that a station is up again within seconds."""
 
 ADVICE = {
     "score": "Scores of parts that pass have shifted. Look at the last parts and at lamp, lens and fixture; "
@@ -95,6 +99,7 @@ class Watch:
         self.games = {what: Martingale(scores if what == "score" else []) for what in ADVICE}
         self.points: deque[Point] = deque(maxlen=KEPT)
         self.alarms: dict[str, Alarm] = {}
+        self.count = 0  # parts that have passed
 
     @property
     def limit(self) -> float:
@@ -119,6 +124,7 @@ class Watch:
         Args:
             sha256: of its record; ties are broken by it, so that the same records give the same alarms.
         """
+        self.count += 1
         values, new = tuple(values), []
         for place, (what, value) in enumerate(zip(ADVICE, values, strict=True)):
             game = self.games[what]
@@ -144,7 +150,7 @@ class Watches:
         with self._lock:
             now = self.line.recipes[recipe]
             watch = self._watches.get(recipe)
-            if watch is None or watch.recipe is not now:
+            if watch is None or watch.recipe is not now or watch.count >= RENEWED_AFTER:
                 watch = self._watches[recipe] = Watch(self.line, now)
             for alarm in watch.update():
                 self._note(recipe, alarm)
@@ -163,6 +169,12 @@ class Watches:
 
 
 def _restarted(line: Line, recipe: str) -> int:
-    """After which record the watch begins: the last change of model or thresholds, or the engineer's restart."""
+    """After which record the watch begins."""
     rows = [row for kind in ("model", "thresholds", "watch") for row in line.store.notes(kind)]
-    return max((row.seq for row in rows if row.content["recipe"] == recipe), default=0)
+    seq = max((row.seq for row in rows if row.content["recipe"] == recipe), default=0)
+    passed = "FROM parts WHERE recipe = ? AND verdict = 'OK' AND seq > ?"
+    count = line.store.read(f"SELECT count(*) {passed}", (recipe, seq))[0][0]
+    skipped = RENEWED_AFTER * (count // RENEWED_AFTER)
+    if not skipped:
+        return seq
+    return int(line.store.read(f"SELECT seq {passed} ORDER BY seq LIMIT 1 OFFSET ?", (recipe, seq, skipped - 1))[0][0])
