@@ -84,7 +84,7 @@ class Alarm(NamedTuple):
     """Something has shifted."""
 
     what: str  # key of `ADVICE`
-    part: int  # with which it became certain
+    part: int  # at which it was found
     advice: str
 
 
