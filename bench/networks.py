@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from threecad.inference import autocast, predict_batch, prepare, resolve_precision
+from threecad.devices import autocast, resolve_precision
+from threecad.inference import TorchNetwork
 from threecad.methods.cfrg import CFRG
 from threecad.presets import build
 from threecad.records import Batch
@@ -88,13 +89,13 @@ def inference(settings: dict[str, object], pixels: np.ndarray) -> tuple[Callable
     torch.manual_seed(0)
     slow = build("cfrg", **settings).eval()
     torch.manual_seed(0)
-    fast = prepare(build("cfrg", **settings), CPU)
+    fast = TorchNetwork(build("cfrg", **settings), "auto", CPU)
 
     def eager() -> object:
         with torch.inference_mode():
             return slow(to_tensor(pixels, CPU).contiguous())
 
-    return eager, lambda: predict_batch(fast, pixels, "auto", CPU)
+    return eager, lambda: fast.predict(pixels)
 
 
 def interleaved(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[float, float]:

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from threecad.data.tree import list_categories, read_category
 
+from threecad.data.readers import list_categories, read_category
 from threecad.deciding import with_interval
 from threecad.fitting import fit
 from threecad.inference import load

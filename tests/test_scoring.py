@@ -135,6 +135,7 @@ def test_images_of_one_content_are_one_part(tree: Path) -> None:
         ({"training": {"folds": 20}}, DataError, "20 folds need at least 20 good parts, found 12"),
         ({"training": {"folds": 1}}, SettingsError, "training.folds"),
         ({"training": {"folds": 3}, "data": {"holdout": 0.2}}, SettingsError, "two ways to score good parts"),
+        ({"training": {"folds": 3}, "data": {"tiles": [2, 2]}}, SettingsError, "expected none with tiles"),
     ],
 )
 def test_what_cannot_be_divided_is_refused_before_anything_is_written(

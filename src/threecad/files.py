@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=_PREFIX) as folder:
-            temporary = Path(folder) / "new"  # some writers take no odd name
+            temporary = Path(folder) / f"new{path.suffix}"  # some writers take no odd name, and need the suffix
             temporary.touch()
             mode = temporary.stat().st_mode  # what the umask grants; some writers make files for their owner only
             yield temporary
