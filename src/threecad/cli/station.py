@@ -63,6 +63,18 @@ def verify(
     raise typer.Exit(1 if faults else 0)
 
 
+@audit.command()
+def labelled(
+    store: Annotated[Path, Argument(metavar="STORE", help="Folder of a station.", show_default=False)],
+    out: Annotated[Path, Option(metavar="ROOT", help="Folder for RECIPE/test/good and RECIPE/test/TYPE.")],
+) -> None:
+    """Write the pictures that people have answered as a data set, which `evaluate` reads."""
+    from threecad.station.feedback import write_labelled
+
+    for place, count in sorted(write_labelled(store, out).items()):
+        result(f"{out / place}: {count} images")
+
+
 def replay(
     store: Annotated[Path, Argument(metavar="STORE", help="Folder of a station.", show_default=False)],
     folder: Annotated[Path, Argument(metavar="RUN|BUNDLE", help="The other model.", show_default=False)],

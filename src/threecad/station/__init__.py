@@ -6,6 +6,7 @@
     inspecting.py  a run or a bundle as a recipe; the only file that asks a detector
     store.py       records in SQLite, chained by hashes in chain.py; pictures.py the files beside them
     health.py      counts, shares and latencies; drift.py whether the parts are still like the first ones
+    feedback.py    what people's answers give back: good parts for the thresholds, and labelled pictures
     replay.py      what another model would say of the parts of before
     serving.py     a station from folders, until it is told to stop
     watching.py    pictures that arrive in a folder; webhook.py records that are posted; both run in beside.py

@@ -170,7 +170,7 @@ class Watches:
 
 def _restarted(line: Line, recipe: str) -> int:
     """After which record the watch begins."""
-    rows = [row for kind in ("model", "thresholds", "watch") for row in line.store.notes(kind)]
+    rows = [row for kind in ("model", "thresholds", "calibration", "watch") for row in line.store.notes(kind)]
     seq = max((row.seq for row in rows if row.content["recipe"] == recipe), default=0)
     passed = "FROM parts WHERE recipe = ? AND verdict = 'OK' AND seq > ?"
     count = line.store.read(f"SELECT count(*) {passed}", (recipe, seq))[0][0]

@@ -16,7 +16,7 @@ from threecad.inference import load
 from threecad.overlay import Scale
 from threecad.predictor import Predictor, Result
 from threecad.runs import RunFolder
-from threecad.verdicts import Verdicts, look, per_cent
+from threecad.verdicts import GoodLooks, GoodPart, Look, Verdicts, image_name, look, per_cent
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,27 @@ class Recipe:
         """
         verdicts = replace(self.verdicts, settings=self.verdicts.settings.changed(**budgets))
         return replace(self, predictor=replace(self.predictor, verdicts=verdicts))
+
+    def good_part(self, picture: Path, sha256: str, lot: str) -> tuple[GoodPart, Look]:
+        """What a confirmed good part adds to those that the thresholds stand on.
+
+        Raises:
+            DataError: its picture cannot be read, or has no finite score.
+        """
+        pixels = read_image(picture, **self.decoding)
+        size = pixels.shape[:2]
+        found = next(self.predictor.inspect([(self.predictor.view.frames(pixels), size)]))
+        return GoodPart.seen(image_name(sha256), found.score, found.anomaly_map, lot or None, size), look(pixels)
+
+    def with_good_parts(self, parts: Sequence[tuple[GoodPart, Look]]) -> Recipe:
+        """The same with more good parts; those that it has already count once.
+
+        Raises:
+            RunError: its good parts were scored under other conditions, or a part is of two lots.
+        """
+        looks = GoodLooks.of(one for _, one in parts)
+        good = self.verdicts.good.joined(self.category, [part for part, _ in parts], self.predictor.conditions, looks)
+        return replace(self, predictor=replace(self.predictor, verdicts=replace(self.verdicts, good=good)))
 
     @property
     def budgets(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from threecad.images import read_image, resize_image
 from threecad.overlay import Scale, overlay
 from threecad.station.inspecting import Recipe, Seen, open_recipes
 from threecad.station.pictures import Pictures, shown_size, without_path
-from threecad.station.store import connect
+from threecad.station.store import connect, refuse_unless_store
 
 MOST_PICTURES = 200
 """Changed parts that get a picture; all of them are in the table."""
@@ -81,8 +81,7 @@ def replay(
         RunError: no store, or neither a run nor a bundle.
         SettingsError: parts of several recipes and none is named, or a run of several categories.
     """
-    if not (store / "station.sqlite").is_file():
-        raise RunError(f"expected the store of a station at {store}, found no station.sqlite there")
+    refuse_unless_store(store)
     other = _only(open_recipes([folder]), recipe)
     pictures, changes, missing = Pictures(store), [], 0
     parts = _parts(store, recipe, last)

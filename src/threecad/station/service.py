@@ -21,6 +21,7 @@ from threecad.overlay import Scale
 from threecad.station import chain
 from threecad.station.answers import answer_of
 from threecad.station.drift import Watches
+from threecad.station.feedback import calibrated, confirmed_good, looked_at
 from threecad.station.health import metrics
 from threecad.station.line import BusyError, Line
 from threecad.station.safety import Gate, Guard, Role
@@ -216,6 +217,25 @@ def change_thresholds(request: Request, name: str, budgets: Budgets) -> dict[str
         },
     )
     line.recipes[name] = after
+    return thresholds(request, name)
+
+
+@api.get("/v1/recipes/{name}/calibration")
+def try_calibration(request: Request, name: str) -> dict[str, Any]:
+    """What the confirmed good parts would make of the thresholds; nothing changes."""
+    line = _line(request, Role.ENGINEER)
+    before = _recipe(line, name)
+    parts = looked_at(line, before, confirmed_good(line.store, before))
+    after = before.with_good_parts(parts)
+    thresholds = {"before": before.thresholds, "after": after.thresholds}
+    return {"recipe": name, "parts": len(parts), **thresholds, "promises": after.promises}
+
+
+@api.post("/v1/recipes/{name}/calibration")
+def calibrate(request: Request, name: str) -> dict[str, Any]:
+    """Let the confirmed good parts count; only the engineer, and with a record."""
+    line = _line(request, Role.ENGINEER)
+    line.recipes[name] = calibrated(line, _recipe(line, name), _who(request))
     return thresholds(request, name)
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from threecad.errors import SettingsError
+from threecad.station import chain
 from threecad.station.beside import Beside, Step
+from threecad.station.feedback import with_recorded
 from threecad.station.inspecting import Recipe, open_recipes
 from threecad.station.line import Limits, Line
 from threecad.station.store import Store
@@ -165,11 +167,17 @@ def _answer(line: Line, guard: Guard, listening: socket.socket, tell: Callable[[
 
 
 def as_left(recipe: Recipe, records: Store) -> Recipe:
-    """The recipe with the budgets that the engineer last gave this model; its folder's where those are newer."""
-    for row in reversed(records.notes("thresholds")):
-        said = row.content
-        if (said["recipe"], said["model"]) == (recipe.name, recipe.model):
-            return recipe.with_budgets(**said["budgets"]) if said["budgets_of_run"] == recipe.budgets_of_run else recipe
+    """The recipe with the good parts and budgets that the engineer gave this model; its folder's budgets if newer."""
+
+    def of_this_model(kind: str) -> list[chain.Row]:
+        asked = {"recipe": recipe.name, "model": recipe.model}
+        return [row for row in records.notes(kind) if asked.items() <= row.content.items()]
+
+    for row in of_this_model("calibration"):
+        recipe = with_recorded(recipe, row)
+    changes = of_this_model("thresholds")
+    if changes and changes[-1].content["budgets_of_run"] == recipe.budgets_of_run:
+        return recipe.with_budgets(**changes[-1].content["budgets"])
     return recipe
 
 

@@ -220,6 +220,16 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def refuse_unless_store(folder: Path) -> None:
+    """Nothing, where the folder is a store.
+
+    Raises:
+        RunError: it is none.
+    """
+    if not (folder / "station.sqlite").is_file():
+        raise RunError(f"expected the store of a station at {folder}, found no station.sqlite there")
+
+
 def store_faults(folder: Path) -> tuple[int, str, list[str]]:
     """How many rows the chain of a store has, its last hash, and what is wrong, a sentence each.
 
@@ -228,8 +238,7 @@ def store_faults(folder: Path) -> tuple[int, str, list[str]]:
     Raises:
         RunError: there is no store.
     """
-    if not (folder / "station.sqlite").is_file():
-        raise RunError(f"expected the store of a station at {folder}, found no station.sqlite there")
+    refuse_unless_store(folder)
     try:
         with closing(connect(folder, read_only=True)) as database:
             found = [*chain.faults(database), *_looked_up_faults(database)]
