@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import io
+import socket
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -74,3 +79,20 @@ class Station:
         self.network.may_go.set()
         self.line.close()
         self.store.close()
+
+
+@contextmanager
+def answering(station: Station) -> Iterator[str]:
+    """The address at which a station answers real requests for as long as the block lasts."""
+    app = make_app(station.line, Guard())
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
