@@ -12,7 +12,6 @@ from scipy import ndimage
 
 from threecad.errors import SettingsError
 from threecad.images import Decoding, read_image, resize_map
-from threecad.inference import load
 from threecad.overlay import Scale
 from threecad.predictor import Predictor, Result
 from threecad.runs import RunFolder
@@ -158,6 +157,8 @@ def open_recipes(folders: Sequence[Path]) -> dict[str, Recipe]:
 
 
 def _of_folder(folder: Path) -> list[Recipe]:
+    from threecad.inference import load
+
     predictor = load(folder)
     record = RunFolder(folder).read_record()
     name = folder.resolve().name
