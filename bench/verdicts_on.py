@@ -21,7 +21,7 @@ from threecad.inputs import Input
 from threecad.prediction import look_through
 from threecad.records import GOOD
 from threecad.runs import RunFolder
-from threecad.settings import merge, parse_pairs
+from threecad.settings_layers import merge, parse_pairs
 from threecad.verdicts import Verdicts, VerdictSettings, per_cent, share_of
 
 REJECT_AT = (0.01, 0.02, 0.05)

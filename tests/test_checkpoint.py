@@ -18,7 +18,8 @@ from threecad.files import read_tensors, write_tensors
 from threecad.methods import METHODS
 from threecad.nets.weights import file_sha256
 from threecad.runs import RunFolder, RunRecord
-from threecad.settings import Settings, validate
+from threecad.settings import Settings
+from threecad.settings_layers import validate
 
 TINY = {"image_size": 64, "features": 12}
 

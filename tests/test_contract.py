@@ -21,9 +21,10 @@ from threecad.methods import METHODS
 from threecad.records import Batch, Prediction
 from threecad.runs import RunFolder
 from threecad.settings import TrainingSettings
+from threecad.stopping import Interrupted
 from threecad.synthesis.textures import ProceduralTextures
 from threecad.tensors import seed_everything, to_tensor
-from threecad.training import Interrupted, StepReport, train
+from threecad.training import StepReport, train
 
 CPU = torch.device("cpu")
 

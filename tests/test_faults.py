@@ -94,13 +94,12 @@ def test_other_faults_are_not_called_a_lack_of_memory(
 
 
 def test_a_file_name_that_is_no_utf_8_goes_from_fit_to_scores_and_predictions(tree: Path, tmp_path: Path) -> None:
-    for folder in ("train/good", "test/good"):
-        file = tree / "plate" / folder / "000.png"
-        file.rename(file.with_name(os.fsdecode(b"teil_\xfc.png")))
+    for file in [*(tree / "plate/train/good").iterdir(), tree / "plate/test/good/000.png"]:
+        file.rename(file.with_name(os.fsdecode(b"teil_\xfc_") + file.name))
     run, out = tmp_path / "run", tmp_path / "out"
     threecad.fit("padim", tree, run, settings=with_(features=4) | {"data": {"holdout": 0.8}})
     assert any("teil_" in name for name in RunFolder(run).read_record().holdout)
     threecad.evaluate(run, tree)
     assert predict_files(run, [tree / "plate" / "test" / "good"], out).errors == []
-    assert b"teil_\xfc.png" in (out / "predictions.csv").read_bytes()
+    assert b"teil_\xfc_000.png" in (out / "predictions.csv").read_bytes()
     assert predict_files(run, [tree / "plate" / "test" / "good"], out, resume=True).count == 4

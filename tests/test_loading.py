@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from threecad.data.loading import Rows, clear_packs, content_hashes, load_images, load_masks, packs
+from threecad.data.hashes import content_hashes
+from threecad.data.loading import Rows, clear_packs, load_images, load_masks, packs
 from threecad.data.readers import Category, read_category
 from threecad.errors import DataError
 from threecad.images import read_image, read_mask
@@ -148,7 +149,7 @@ def test_packs_can_be_listed_and_cleared(plate: Category, cache: Path) -> None:
 
 def test_clearing_leaves_what_is_not_ours(plate: Category, cache: Path) -> None:
     decoded(plate)
-    mine, ours = cache / "pixels" / "holiday.npy", cache / "pixels" / ".building-x1y2"
+    mine, ours = cache / "pixels" / "holiday.npy", cache / "pixels" / ".threecad-x1y2"
     mine.write_bytes(b"mine")
     ours.mkdir()
     (ours / "pack.npy").write_bytes(b"half")
@@ -245,13 +246,13 @@ def test_a_full_disk_is_an_error_that_says_how_much_is_needed_and_leaves_nothing
     with largest_file(32_000), pytest.raises(DataError) as refused:
         decoded(plate)
     text = str(refused.value)
-    assert "cannot keep decoded images" in text and "0.00 GB needed" in text and "THREECAD_CACHE" in text
+    assert "cannot keep decoded images" in text and "0.00 GB" in text and "THREECAD_CACHE" in text
     assert packs() == [] and nothing_half_written(cache)
     assert decoded(plate)[1] == 12
 
 
 def test_what_a_killed_process_left_is_swept_after_a_day(plate: Category, cache: Path) -> None:
-    old, new = cache / "pixels" / ".building-old", cache / "pixels" / ".building-new"
+    old, new = cache / "pixels" / ".threecad-old", cache / "pixels" / ".threecad-new"
     for folder in (old, new):
         folder.mkdir(parents=True)
         (folder / "pack.npy").write_bytes(b"half")

@@ -18,7 +18,8 @@ import threecad
 from threecad.errors import RunError
 from threecad.files import read_tensors, write_tensors
 from threecad.runs import RunFolder
-from threecad.training import Interrupted, StepReport
+from threecad.stopping import Interrupted
+from threecad.training import StepReport
 
 SETTINGS = {
     "method": {

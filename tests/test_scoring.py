@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from conftest import plate, save
-from threecad.data.loading import content_hashes
+from threecad.data.hashes import content_hashes
 from threecad.errors import DataError, SettingsError
 from threecad.fit_data import read_fit_data, usual_holdout
 from threecad.fitting import fit

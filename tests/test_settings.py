@@ -14,16 +14,8 @@ from threecad.methods import METHODS
 from threecad.methods.cfrg import CFRGConfig
 from threecad.methods.realnet import RealNetConfig
 from threecad.presets import build, resolve_settings
-from threecad.settings import (
-    EMBEDDED_BACKBONE,
-    DataSettings,
-    TrainingSettings,
-    merge,
-    parse_pairs,
-    read_settings,
-    read_toml,
-    validate,
-)
+from threecad.settings import EMBEDDED_BACKBONE, DataSettings, TrainingSettings
+from threecad.settings_layers import merge, parse_pairs, read_settings, read_toml, validate
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import pytest
 from threecad.errors import SettingsError
 from threecad.methods import METHODS
 from threecad.presets import resolve_settings
-from threecad.settings import TABLES, read_settings, tables_of
+from threecad.settings import TABLES
 from threecad.settings_file import settings_file
+from threecad.settings_layers import read_settings, tables_of
 
 
 @pytest.mark.parametrize("preset", ["paper", "quick"])

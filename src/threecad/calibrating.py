@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from threecad.data.loading import Progress, content_hashes
+from threecad.data.hashes import Progress, content_hashes
 from threecad.errors import DataError
 from threecad.groups import groups
 from threecad.inference import load

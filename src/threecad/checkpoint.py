@@ -18,7 +18,7 @@ from threecad.methods import METHODS
 from threecad.nets.pyramid import Pyramid
 from threecad.nets.weights import file_sha256
 from threecad.runs import RunFolder, RunRecord
-from threecad.settings import validate
+from threecad.settings_layers import validate
 from threecad.verdicts import GoodScores, Verdicts
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from threecad.data.loading import Progress
+from threecad.data.hashes import Progress
 from threecad.errors import DataError
 from threecad.files import write_text
 from threecad.inference import load

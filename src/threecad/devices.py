@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -77,3 +78,18 @@ def hardware() -> str:
     except (OSError, StopIteration):
         pass  # not Linux, or a processor that does not say
     return f"{name}, {os.cpu_count()} cores"
+
+
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Within, a GPU takes kernels that give the same bits each time, and warns where it has none."""
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

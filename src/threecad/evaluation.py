@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from threecad.checkpoint import load_detector
-from threecad.data.loading import Progress, content_hashes, load_frames, load_masks
+from threecad.data.hashes import Progress, content_hashes
+from threecad.data.loading import load_frames, load_masks
 from threecad.data.readers import Category, fingerprint, list_categories, read_category
 from threecad.errors import DataError, FileError, MetricError
 from threecad.files import write_json

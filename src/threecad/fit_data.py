@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 
 from threecad import groups
-from threecad.data.loading import Progress, Rows, content_hashes, load_frames
+from threecad.data.hashes import Progress, content_hashes
+from threecad.data.loading import Rows, load_frames
 from threecad.data.readers import Category, exclude, fingerprint, read_categories
 from threecad.data.roi import mean_colour, read_region
 from threecad.errors import DataError, SettingsError

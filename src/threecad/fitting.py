@@ -13,7 +13,8 @@ import torch
 from lightning_fabric import Fabric
 
 from threecad.checkpoint import backbone_file, load_detector, save_detector
-from threecad.data.loading import Progress, Rows
+from threecad.data.hashes import Progress
+from threecad.data.loading import Rows
 from threecad.detector import Detector
 from threecad.devices import best_device, hardware, resolve_precision
 from threecad.files import as_text

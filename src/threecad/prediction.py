@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from threecad.data.loading import Progress
+from threecad.data.hashes import Progress
 from threecad.errors import DataError
 from threecad.images import MAX_PIXELS, image_size, read_image, write_png, write_tiff
 from threecad.inference import load

@@ -8,7 +8,8 @@ from typing import Any
 
 from threecad.detector import Detector
 from threecad.methods import METHODS
-from threecad.settings import AUTO, Settings, merge, validate
+from threecad.settings import AUTO, Settings
+from threecad.settings_layers import merge, validate
 from threecad.synthesis.textures import PROCEDURAL
 
 Tables = Mapping[str, Mapping[str, Any]]

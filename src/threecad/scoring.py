@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from threecad.data.loading import Progress
+from threecad.data.hashes import Progress
 from threecad.errors import DataError, RunError
 from threecad.files import write_text, writing
 from threecad.fit_data import FitData

@@ -13,7 +13,8 @@ from pydantic.fields import FieldInfo
 
 from threecad.methods import METHODS
 from threecad.presets import resolve_settings
-from threecad.settings import Table, tables_of, validate
+from threecad.settings import Table
+from threecad.settings_layers import tables_of, validate
 
 WIDTH = 100
 """Columns of the comments."""

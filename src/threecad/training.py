@@ -8,14 +8,10 @@ state of a random generator has to be saved, and a run that was killed goes on w
 from __future__ import annotations
 
 import math
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from types import FrameType
 
 import numpy as np
 import torch
@@ -26,6 +22,7 @@ from threecad.allocation import enough_memory
 from threecad.checkpoint import load_own, own_tensors, refuse_unless_finite
 from threecad.data.loading import Rows
 from threecad.detector import Detector, Epochs, GradientPhase, Phase, StatisticsPhase
+from threecad.devices import deterministic
 from threecad.errors import RunError
 from threecad.fit_plan import FitPlan
 from threecad.records import Batch
@@ -33,6 +30,7 @@ from threecad.resuming import MetricsLog, Place, SavedState, optimizer_tensors
 from threecad.runs import RunFolder
 from threecad.schedules import Schedule, one_cycle
 from threecad.settings import TrainingSettings
+from threecad.stopping import Interrupted, stop_requests
 from threecad.synthesis import TextureSource
 from threecad.tensors import seed_everything, to_tensor
 
@@ -52,10 +50,6 @@ class StepReport:
 
 Callback = Callable[[StepReport], None]
 """Called after every step."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """The fit was asked to stop, and has saved its state."""
 
 
 def train(
@@ -81,7 +75,7 @@ def train(
         FileError: a file that cannot be written.
         Interrupted: Ctrl-C or SIGTERM came; the state is saved.
     """
-    with _stop_requests() as stop_requested, _deterministic(fabric.device), enough_memory():
+    with stop_requests() as stop_requested, deterministic(fabric.device), enough_memory():
         loop = _Loop(detector, images, textures, settings, plan, run, fabric, callback, stop_requested)
         loop.run_phases()
     return loop.elapsed_s()
@@ -328,40 +322,3 @@ def _only_training(detector: Detector, trains: Sequence[nn.Module]) -> Iterator[
             parameter.requires_grad_(flag)
             parameter.grad = None
         detector.eval()
-
-
-@contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Within, the first Ctrl-C, SIGTERM or SIGHUP waits for the end of the step; a second one stops at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    requested = threading.Event()
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        if requested.is_set():
-            raise KeyboardInterrupt
-        requested.set()
-
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {signal.Signals[name]: signal.signal(signal.Signals[name], handler) for name in names}
-    try:
-        yield requested.is_set
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
-
-
-@contextmanager
-def _deterministic(device: torch.device) -> Iterator[None]:
-    """Within, a GPU takes kernels that give the same bits each time, and warns where it has none."""
-    if device.type != "cuda":
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -12,7 +12,8 @@ import torch
 from threecad.detector import Detector
 from threecad.errors import SettingsError
 from threecad.methods import METHODS
-from threecad.settings import MethodConfig, validate
+from threecad.settings import MethodConfig
+from threecad.settings_layers import validate
 
 NONSENSE = (-1, 0, math.nan, math.inf)
 

@@ -23,7 +23,7 @@ from threecad.methods.cfrg import (
     segmentation_loss,
 )
 from threecad.records import Batch
-from threecad.settings import validate
+from threecad.settings_layers import validate
 from threecad.synthesis.textures import ProceduralTextures
 
 GRIDS = (4, 2, 1)

@@ -18,7 +18,7 @@ from threecad.methods.uniad import (
     reconstruction_loss,
 )
 from threecad.records import Batch
-from threecad.settings import validate
+from threecad.settings_layers import validate
 from threecad.synthesis.textures import ProceduralTextures
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from threecad.benchmark.plan import Job
 from threecad.files import write_json
 from threecad.fitting import fit
-from threecad.settings import merge
+from threecad.settings_layers import merge
 from threecad.training import StepReport
 
 PROBE_STEPS = 12

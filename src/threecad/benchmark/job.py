@@ -26,7 +26,7 @@ from threecad.evaluation import Seen, evaluate_run
 from threecad.files import replacing, write_json
 from threecad.fitting import fit
 from threecad.runs import RunFolder
-from threecad.settings import merge
+from threecad.settings_layers import merge
 
 ON_SHEET = 4
 """Defective test images of each category whose maps are kept for the sheet."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import threecad
 from threecad.benchmark.plan import Job, Plan
-from threecad.data.loading import content_hashes
+from threecad.data.hashes import content_hashes
 from threecad.data.readers import exclude, fingerprint, read_category
 from threecad.errors import ThreeCADError
 from threecad.methods import METHODS

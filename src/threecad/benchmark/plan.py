@@ -31,7 +31,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from threecad.data.readers import list_categories
 from threecad.errors import DataError, SettingsError, did_you_mean
 from threecad.methods import METHODS
-from threecad.settings import Frozen, MethodConfig, merge, read_toml, starting_at
+from threecad.settings import Frozen, MethodConfig
+from threecad.settings_layers import merge, read_toml, starting_at
 
 Tables = dict[str, dict[str, Any]]
 

@@ -55,7 +55,7 @@ def benchmark(
     from threecad.benchmark.plan import read_plan
     from threecad.benchmark.run import run_plan
     from threecad.engines import Engine as Machines
-    from threecad.settings import parse_pairs
+    from threecad.settings_layers import parse_pairs
 
     chosen = selection.value if selection else None
     changes = {"data": data, "categories": tuple(category), "backbone": backbone, "selection": chosen}

@@ -43,7 +43,7 @@ def fit(
     from threecad import fitting
     from threecad.methods import METHODS
     from threecad.runs import RunFolder
-    from threecad.settings import merge, parse_pairs, read_settings
+    from threecad.settings_layers import merge, parse_pairs, read_settings
 
     named = _tables(("training.preset", preset), ("method.backbone", backbone), ("training.seed", seed))
     settings = merge(read_settings(config, METHODS[method].Config) if config else {}, parse_pairs(pairs), named)

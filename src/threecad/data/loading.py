@@ -10,12 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
-import sqlite3
-import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +19,10 @@ from typing import Any
 import numpy as np
 
 from threecad.cache import cache_folder
+from threecad.data.hashes import Progress, content_hashes
 from threecad.data.readers import check_sizes
-from threecad.errors import DataError
+from threecad.errors import DataError, FileError
+from threecad.files import replacing, sweep, write_json
 from threecad.framing import Framing
 from threecad.images import Decoding, image_size, limit_of, read_image, read_mask
 from threecad.records import Sample
@@ -34,11 +31,12 @@ from threecad.threads import ordered
 RULE = "pillow bilinear antialiased square; masks nearest; 2"
 """Version of the rule that makes pixels out of files; part of each pack's key."""
 
-_OURS = re.compile(r"[0-9a-f]{32}\.(npy|json)|hashes\.sqlite(-journal|-wal|-shm)?|\.building-\w+")
+_OURS = re.compile(r"[0-9a-f]{32}\.(npy|json)|hashes\.sqlite(-journal|-wal|-shm)?|\.threecad-\w+")
 """Names under which this file writes into the cache."""
 
-Progress = Callable[[int, int], None]
-"""Called with how many are done and how many there are."""
+
+A_DAY_S = 86_400
+"""Age from which what a killed process left half-built is removed; another process may still be at younger ones."""
 
 
 @dataclass(frozen=True)
@@ -143,29 +141,6 @@ def load_masks(
     return _load("masks", RULE, samples, size, (), (), read, progress)
 
 
-def content_hashes(paths: Sequence[Path], progress: Progress | None = None) -> list[str]:
-    """SHA-256 of each file's bytes; a file of unchanged size and times is not read again.
-
-    Args:
-        progress: called for each file, and only where one has to be read.
-
-    Raises:
-        DataError: a file is gone or cannot be read.
-    """
-    hashes: dict[Path, str] = {}
-    with _Hashes() as known:
-        for path in paths:
-            if (sha256 := known.of(path)) is not None:
-                hashes[path] = sha256
-        missing = [path for path in dict.fromkeys(paths) if path not in hashes]
-        for done, (path, entry) in enumerate(zip(missing, ordered(_hash, missing), strict=True), start=1):
-            known.add(entry)
-            hashes[path] = entry.sha256
-            if progress:
-                progress(done, len(missing))
-    return [hashes[path] for path in paths]
-
-
 def packs() -> list[Pack]:
     """The packs in the cache."""
     found = []
@@ -249,119 +224,17 @@ def _write_pack(
 ) -> None:
     """Write rows one after another, never through a memory map: a full disk is then an error, not a crash."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path.parent)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".building-") as building:
-            pack, entry = Path(building) / "pack.npy", Path(building) / "entry.json"
-            with pack.open("wb") as file:
-                header = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                for done, row in enumerate(rows, start=1):
-                    file.write(row.tobytes())
-                    if progress:
-                        progress(done, shape[0])
-                file.flush()
-                os.fsync(file.fileno())
-            entry.write_text(json.dumps(about), encoding="utf-8")
-            pack.replace(path)
-            entry.replace(path.with_suffix(".json"))
-    except OSError as error:
-        gigabytes = int(np.prod(shape)) / 1e9
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            sweep(path.parent, older_than_s=A_DAY_S)
+            header = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for done, row in enumerate(rows, start=1):
+                file.write(row.tobytes())
+                if progress:
+                    progress(done, shape[0])
+        write_json(path.with_suffix(".json"), about)
+    except FileError as error:
         raise DataError(
-            f"cannot keep decoded images in {path.parent}: {error.strerror or error} ({gigabytes:.2f} GB needed)\n"
+            f"cannot keep decoded images, {int(np.prod(shape)) / 1e9:.2f} GB: {error}\n"
             "Set THREECAD_CACHE to a writable folder with room, or free some with `threecad data cache --clear`."
         ) from None
-
-
-def _sweep(folder: Path, older_than_s: float = 86400) -> None:
-    """Remove what a killed process left half-built more than a day ago."""
-    for leftover in folder.glob(".building-*"):
-        if time.time() - leftover.stat().st_mtime > older_than_s:
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """The hash of a file as it was at a moment."""
-
-    name: bytes  # of the file behind every link: a name need not be UTF-8
-    stamp: str  # size and times
-    sha256: str
-
-
-def _hash(path: Path) -> _Entry:
-    """The file's name, stamp and hash.
-
-    Raises:
-        DataError: it is gone or cannot be read.
-    """
-    try:
-        name, stamp = _name_and_stamp(path)
-        with path.open("rb") as file:
-            return _Entry(name, stamp, hashlib.file_digest(file, "sha256").hexdigest())
-    except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def _name_and_stamp(path: Path) -> tuple[bytes, str]:
-    state = path.stat()
-    return os.fsencode(path.resolve()), f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
-
-
-def _unreadable(path: Path, error: OSError) -> DataError:
-    if not isinstance(error, FileNotFoundError):
-        return DataError(f"{path} cannot be read: {error.strerror or error}")
-    if path.is_symlink():
-        return DataError(f"{path} is a link to {path.readlink()}, which is not there; mend the link or remove it")
-    return DataError(f"{path} was there a moment ago and is gone now")
-
-
-class _Hashes:
-    """Content hashes by file, size and times, in a database that several processes may use."""
-
-    def __enter__(self) -> _Hashes:
-        file = cache_folder("pixels") / "hashes.sqlite"
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._open(file)
-            except (sqlite3.DatabaseError, ValueError) as error:
-                if isinstance(error, sqlite3.OperationalError):
-                    raise
-                file.unlink()  # damaged, or another version's: it is only a memory
-                self._open(file)
-        except (OSError, sqlite3.Error) as error:
-            raise DataError(
-                f"cannot use the cache {file.parent}: {error}; set THREECAD_CACHE to a writable folder"
-            ) from None
-        self.new: list[_Entry] = []
-        return self
-
-    def _open(self, file: Path) -> None:
-        self.database = sqlite3.connect(file, timeout=60)
-        self.database.execute("CREATE TABLE IF NOT EXISTS hashes (path BLOB PRIMARY KEY, stamp TEXT, sha256 TEXT)")
-        self.known = {name: (stamp, sha256) for name, stamp, sha256 in self.database.execute("SELECT * FROM hashes")}
-
-    def of(self, path: Path) -> str | None:
-        """The hash of a file that has not changed since it was added; None for any other."""
-        try:
-            name, stamp = _name_and_stamp(path)
-        except OSError as error:
-            raise _unreadable(path, error) from None
-        known_stamp, sha256 = self.known.get(name, ("", ""))
-        return sha256 if known_stamp == stamp else None
-
-    def add(self, entry: _Entry) -> None:
-        """Remember a hash, here and for later processes."""
-        self.known[entry.name] = (entry.stamp, entry.sha256)
-        self.new.append(entry)
-
-    def __exit__(self, *exception: object) -> None:
-        rows = [(entry.name, entry.stamp, entry.sha256) for entry in self.new]
-        try:
-            with self.database:
-                self.database.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?)", rows)
-        except sqlite3.Error:
-            pass  # only a memory: the hashes are computed again next time
-        finally:
-            self.database.close()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from threecad.data.loading import Progress
+from threecad.data.hashes import Progress
 from threecad.demo.parts import CATEGORY, write_parts
 from threecad.errors import RunError
 from threecad.fitting import fit
