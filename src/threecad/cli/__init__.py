@@ -16,7 +16,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from threecad.allocation import keep_freed_memory
-from threecad.cli import benchmark, data, demo, evaluate, fit, methods, predict, settings, show, verdict, weights
+from threecad.cli import (
+    benchmark,
+    data,
+    demo,
+    evaluate,
+    fit,
+    methods,
+    predict,
+    settings,
+    show,
+    station,
+    verdict,
+    weights,
+)
 from threecad.cli.terminal import is_quiet, prepare_streams
 from threecad.errors import ThreeCADError
 
@@ -43,6 +56,9 @@ app.command()(benchmark.tables)
 app.command()(methods.methods)
 app.command()(settings.settings)
 app.add_typer(weights.app)
+app.command()(station.serve)
+app.command()(station.replay)
+app.add_typer(station.audit)
 
 
 def main() -> NoReturn:
