@@ -76,6 +76,17 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "run"
 
 
+@pytest.fixture(scope="session")
+def bundles(fitted: Path) -> dict[str, Path]:
+    """Bundles of `fitted` by backend, proved on its own parts."""
+    from threecad.export.bundling import export_run
+
+    folders = {backend: fitted.parent / backend for backend in ("onnx", "openvino")}
+    for backend, folder in folders.items():
+        export_run(fitted, folder, backend, data=fitted.parent / "data")  # type: ignore[arg-type]
+    return folders
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder for every test, so that none finds what another one left."""

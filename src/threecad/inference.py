@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from threecad.checkpoint import load_detector
 from threecad.detector import Detector
 from threecad.devices import autocast, best_device, choose_device, has_native_bf16, resolve_precision
-from threecad.predictor import BATCH, Found, GoodParts, Picture, Predictor, Result, predict_all
+from threecad.predictor import BATCH, Found, GoodParts, Predictor, predict_all
 from threecad.records import Prediction
 from threecad.runs import RunFolder, RunRecord
 from threecad.tensors import to_tensor
@@ -81,17 +81,7 @@ def predictor_of(
     good = {
         name: GoodParts(record.good_scores.get(name, []), record.good_peaks.get(name, [])) for name in record.categories
     }
-    return Predictor(network, record.method, good)
-
-
-def predict_pictures(run: Path | str, inputs: Picture | Sequence[Picture]) -> Result | list[Result]:
-    """What a run says of one or many pictures; to look at parts again and again, `load` it once.
-
-    Raises:
-        RunError: as of `load`.
-        DataError: as of a `Predictor`.
-    """
-    return load(run)(inputs)
+    return Predictor(network, record.method, good, identity=record.detector_sha256)
 
 
 def predict(

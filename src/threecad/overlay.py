@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 _INFERNO = (  # ten points of the perceptually uniform colour map "inferno" (CC0)
     *((0, 0, 4), (27, 12, 65), (74, 12, 107), (120, 28, 109), (165, 44, 96)),
@@ -82,6 +81,8 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, scale: Scale) -> np.ndar
 
 def outlined(image: np.ndarray, region: np.ndarray, line: tuple[int, int, int] = LINE) -> np.ndarray:
     """The image (H, W, 3) uint8 with a line just around a region (H, W) of it, 1 px wide for every 256 px."""
+    from scipy import ndimage
+
     width = max(1, round(max(region.shape) / 256))
     near = ndimage.maximum_filter(region.view(np.uint8), 2 * width + 1, mode="constant").view(bool)
     drawn = image.copy()

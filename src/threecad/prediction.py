@@ -18,12 +18,11 @@ import numpy as np
 from threecad.data.loading import Progress
 from threecad.errors import DataError
 from threecad.images import image_size, read_image, resize_image, resize_map, write_png, write_tiff
-from threecad.inference import load
 from threecad.inputs import Input, gather
+from threecad.opening import open_predictor
 from threecad.overlay import Scale, overlay
 from threecad.prediction_table import PredictionTable, Row
 from threecad.predictor import BATCH, Found, Predictor, predict_all
-from threecad.runs import RunFolder
 from threecad.threads import ordered
 from threecad.verdicts import good_share
 
@@ -72,7 +71,7 @@ def predict_files(
     progress: Progress | None = None,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Summary:
-    """What a run says of images, left in the folder `out`:
+    """What a run or a bundle says of images, left in the folder `out`:
 
         predictions.csv      a row an image, in the order of the inputs
         predictions.json     which detector, in which precision
@@ -93,14 +92,14 @@ def predict_files(
 
     Raises:
         DataError: an input that is not there, a folder without images, or two images of the same place.
-        RunError: a run that cannot be loaded, or results of another run to go on with.
+        RunError, BundleError: a run or a bundle that cannot be loaded.
+        RunError: results of another run to go on with.
         FileError: a folder that cannot be written.
     """
     images = gather(inputs, out)
-    predictor = load(run, device=device, precision=precision, notify=notify)
+    predictor = open_predictor(run, device=device, precision=precision, notify=notify)
     good = predictor.good_parts(category)
-    record = RunFolder(Path(run)).read_record()
-    about = {"detector_sha256": record.detector_sha256, "precision": predictor.precision}
+    about = {"detector_sha256": predictor.identity, "precision": predictor.precision}
     with PredictionTable(out, about, resume) as table:
         todo = [image for image in images if str(image.path) not in table.done]
         finished = len(images) - len(todo)

@@ -77,6 +77,7 @@ class Predictor:
     method: str
     good: Mapping[str, GoodParts] = field(default_factory=dict)  # by category
     decoding: Mapping[str, Any] = field(default_factory=dict)  # how files become pixels: keywords of `read_image`
+    identity: str | None = None  # SHA-256 of what it was loaded from
 
     @property
     def image_size(self) -> tuple[int, int]:

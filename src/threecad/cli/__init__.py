@@ -16,9 +16,12 @@ from typing import Annotated, NoReturn
 import typer
 
 from threecad.allocation import keep_freed_memory
-from threecad.cli import benchmark, data, demo, evaluate, fit, methods, predict, weights
+from threecad.cli import benchmark, data, demo, evaluate, export, fit, methods, predict, weights
 from threecad.cli.terminal import is_quiet
 from threecad.errors import ThreeCADError
+
+TRAINING = ("torch", "torchvision", "timm", "lightning_fabric", "safetensors", "tomli_w", "jinja2", "FrEIA")
+"""Packages that a line's PC goes without."""
 
 UNWRAPPED = 10_000  # columns of a help text that goes into a file or another program
 
@@ -34,6 +37,8 @@ app.command()(demo.demo)
 app.command()(fit.fit)
 app.command()(evaluate.evaluate)
 app.command()(predict.predict)
+app.command()(export.export)
+app.command()(export.verify)
 app.add_typer(data.app)
 app.command()(benchmark.benchmark)
 app.command()(benchmark.tables)
@@ -53,6 +58,11 @@ def main() -> NoReturn:
         code = 2
         if not is_quiet():
             print(f"threecad: {error}", file=sys.stderr)
+    except ModuleNotFoundError as error:
+        if error.name not in TRAINING:
+            raise
+        code = 2
+        print(f"threecad: this needs {error.name}; install it with: pip install 'threecad[train]'", file=sys.stderr)
     except SystemExit as stop:
         code = stop.code
     except BrokenPipeError:

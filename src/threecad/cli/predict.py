@@ -12,7 +12,9 @@ from threecad.cli.terminal import counting, interruptible, note, progress, resul
 
 
 def predict(
-    run: Annotated[Path, Argument(metavar="RUN", help="Run folder of a fit.", show_default=False)],
+    run: Annotated[
+        Path, Argument(metavar="RUN|BUNDLE", help="Run folder of a fit, or bundle of an export.", show_default=False)
+    ],
     inputs: Annotated[
         list[Path],
         Argument(metavar="IMAGE|FOLDER...", help="Images, and folders of images at any depth.", show_default=False),

@@ -1,0 +1,333 @@
+"""The trained and the exported detector side by side on the same files: differences, and verdicts that differ.
+
+`threecad export` makes a proof with both detectors at hand. `threecad verify` repeats it on the line's PC, where there
+is no torch: the trained detector's scores stand in `proof.json`, its maps in `maps.npz`.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from threecad.errors import BundleError
+from threecad.images import IMAGE_SUFFIXES, read_image, resize_image
+from threecad.predictor import Found, Predictor, predict_all
+from threecad.runtime import load
+from threecad.runtime.bundle import Bundle, file_sha256
+
+FIT = "OK"
+"""The verdict on a score above no threshold."""
+
+ON_THE_LINE = 2e-6
+"""Share of a threshold within which a score equals it: that of the very part from which the threshold was learnt."""
+
+Kind = Literal["good", "defective"]
+Thresholds = Mapping[str, float]
+"""What a part is called whose score is above the value, mildest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A file that both detectors are to look at."""
+
+    path: Path
+    place: str  # what it is called in the proof
+    kind: Kind
+    category: str
+
+
+class Compared(BaseModel):
+    """One picture, seen by both."""
+
+    image: str
+    sha256: str  # of the file
+    kind: Kind
+    category: str
+    trained_score: float
+    exported_score: float
+    trained_verdict: str
+    exported_verdict: str
+    map_difference: float | None  # largest of any pixel; None where the trained detector's map is not at hand
+    on_the_line: bool  # its score is a threshold: that was learnt from it
+
+    @property
+    def is_flip(self) -> bool:
+        """Whether a verdict differs that the part's distance to the threshold does not excuse."""
+        return self.trained_verdict != self.exported_verdict and not self.on_the_line
+
+    @property
+    def score_difference(self) -> float:
+        """Between the two."""
+        return abs(self.trained_score - self.exported_score)
+
+
+class Ran(BaseModel):
+    """Where a detector ran."""
+
+    engine: str
+    precision: str
+    device: str
+    machine: str
+
+
+class Proof(BaseModel):
+    """What `proof.json` says."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    trained: Ran
+    exported: Ran
+    good_parts: str  # which ones
+    defective_parts: str
+    thresholds_from: str
+    thresholds: dict[str, dict[str, float]]  # by category
+    largest_score_difference: float
+    largest_map_difference: float | None
+    rank_correlation: float | None  # Spearman's, of the scores; None for fewer than three pictures
+    verdict_flips: int  # 0 in every bundle that is handed over
+    on_the_line: int  # pictures whose own score is a threshold; they cannot flip
+    nearest_to_threshold: float | None  # smallest distance of another picture's score to a threshold
+    images: list[Compared]
+
+    @property
+    def flips(self) -> list[Compared]:
+        """Pictures whose verdicts differ."""
+        return [one for one in self.images if one.is_flip]
+
+    def refuse_flips(self, consequence: str) -> None:
+        """Nothing, where both detectors give the same verdicts.
+
+        Args:
+            consequence: the end of the sentence that says how many differ.
+
+        Raises:
+            BundleError: a verdict differs; names the picture where the scores differ most.
+        """
+        if not self.flips:
+            return
+        worst = max(self.flips, key=lambda one: one.score_difference)
+        raise BundleError(
+            f"the exported detector judges {len(self.flips)} of {len(self.images)} pictures "
+            f"differently; {consequence}\n"
+            f"{worst.image}: trained {worst.trained_score:.6g} {worst.trained_verdict} "
+            f"({self.trained.engine}, {self.trained.precision}), exported {worst.exported_score:.6g} "
+            f"{worst.exported_verdict} ({self.exported.engine}, {self.exported.precision})"
+        )
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Its figures, named, for people."""
+        count = {kind: sum(one.kind == kind for one in self.images) for kind in ("good", "defective")}
+        return [
+            ("good parts", f"{count['good']}, {self.good_parts}"),
+            ("defective parts", f"{count['defective']}, {self.defective_parts}" if count["defective"] else "none"),
+            ("trained", f"{self.trained.engine}, {self.trained.precision}, {self.trained.device}"),
+            ("exported", f"{self.exported.engine}, {self.exported.precision}, {self.exported.device}"),
+            ("thresholds", self.thresholds_from),
+            ("verdicts that differ", str(self.verdict_flips)),
+            ("largest difference of scores", f"{self.largest_score_difference:.2g}"),
+            ("largest difference of maps", _shown(self.largest_map_difference, ".2g")),
+            ("rank correlation", _shown(self.rank_correlation, ".6f")),
+            ("nearest score to a threshold", _shown(self.nearest_to_threshold, ".2g")),
+        ]
+
+
+def look(predictor: Predictor, files: Sequence[Path], batch: int = 1) -> list[Found]:
+    """What a predictor finds in each file, at the network's image size, from the file's bytes on."""
+    small = (resize_image(read_image(file, **predictor.decoding), predictor.image_size) for file in files)
+    return list(predict_all(predictor.network, small, batch))
+
+
+def compare(
+    pictures: Sequence[Picture],
+    trained_scores: Sequence[float],
+    trained_maps: Sequence[np.ndarray | None],
+    exported: Sequence[Found],
+    thresholds: Mapping[str, Thresholds],
+) -> list[Compared]:
+    """Each picture as both detectors see it.
+
+    Raises:
+        BundleError: a number of the exported detector is not finite.
+    """
+    compared = []
+    for picture, score, its_map, found in zip(pictures, trained_scores, trained_maps, exported, strict=True):
+        if not (math.isfinite(found.score) and np.isfinite(found.anomaly_map).all()):
+            raise BundleError(f"{picture.place}: the exported detector's score or map is not finite")
+        lines = thresholds[picture.category]
+        compared.append(
+            Compared(
+                image=picture.place,
+                sha256=file_sha256(picture.path),
+                kind=picture.kind,
+                category=picture.category,
+                trained_score=score,
+                exported_score=found.score,
+                trained_verdict=verdict(score, lines),
+                exported_verdict=verdict(found.score, lines),
+                map_difference=None if its_map is None else float(np.abs(its_map - found.anomaly_map).max()),
+                on_the_line=any(abs(score - line) <= ON_THE_LINE * abs(line) for line in lines.values()),
+            )
+        )
+    return compared
+
+
+def prove(
+    compared: list[Compared],
+    trained: Ran,
+    exported: Ran,
+    thresholds: Mapping[str, Thresholds],
+    thresholds_from: str,
+    good_parts: str,
+    defective_parts: str,
+) -> Proof:
+    """The figures over all pictures."""
+    differences = [one.map_difference for one in compared if one.map_difference is not None]
+    distances = [
+        abs(one.trained_score - line)
+        for one in compared
+        if not one.on_the_line
+        for line in thresholds[one.category].values()
+    ]
+    return Proof(
+        trained=trained,
+        exported=exported,
+        good_parts=good_parts,
+        defective_parts=defective_parts,
+        thresholds_from=thresholds_from,
+        thresholds={name: dict(lines) for name, lines in thresholds.items()},
+        largest_score_difference=max(one.score_difference for one in compared),
+        largest_map_difference=max(differences, default=None),
+        rank_correlation=_rank_correlation(compared),
+        verdict_flips=sum(one.is_flip for one in compared),
+        on_the_line=sum(one.on_the_line for one in compared),
+        nearest_to_threshold=min(distances, default=None),
+        images=compared,
+    )
+
+
+def verify(folder: Path, pictures: Path | None = None) -> Proof:
+    """The proof of a bundle repeated on this machine, with the pictures that travel along or those of a folder.
+
+    Args:
+        pictures: a folder with pictures of the proof, told by their content; others in it are left alone.
+
+    Raises:
+        BundleError: the bundle is damaged or cannot run here, none of the pictures is one of the proof, or a verdict
+            differs.
+    """
+    bundle = Bundle(folder)
+    predictor = load(folder)
+    before = read_proof(bundle)
+    known = {one.sha256: one for one in before.images}
+    place = pictures or bundle.pictures
+    found = {file_sha256(file): file for file in _images_below(place)}
+    chosen = [(sha256, file) for sha256, file in found.items() if sha256 in known]
+    if not chosen:
+        whose = "travel with this bundle" if pictures is None else f"lie in {pictures}"
+        raise BundleError(f"expected pictures of the proof, found that none {whose}; name a folder that holds them")
+    again = [Picture(file, known[sha].image, known[sha].kind, known[sha].category) for sha, file in chosen]
+    maps = _read_maps(bundle)
+    compared = compare(
+        again,
+        [known[sha].trained_score for sha, _ in chosen],
+        [maps.get(sha) for sha, _ in chosen],
+        look(predictor, [file for _, file in chosen]),
+        before.thresholds,
+    )
+    proof = prove(
+        compared,
+        before.trained,
+        ran(predictor),
+        before.thresholds,
+        before.thresholds_from,
+        before.good_parts,
+        before.defective_parts,
+    )
+    proof.refuse_flips("do not use it on this machine")
+    return proof
+
+
+def read_proof(bundle: Bundle) -> Proof:
+    """What `proof.json` says.
+
+    Raises:
+        BundleError: it is missing or damaged.
+    """
+    try:
+        return Proof.model_validate_json(bundle.proof_file.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error.errors()[0]["msg"]
+        raise BundleError(f"{bundle.proof_file} is not a readable proof: {reason}") from None
+
+
+def ran(predictor: Predictor, engine: str | None = None) -> Ran:
+    """Where a predictor runs; of an exported one the engine is known."""
+    network = predictor.network
+    return Ran(
+        engine=engine or str(getattr(network, "engine", "?")),
+        precision=network.precision,
+        device=str(getattr(network, "device", "cpu")),
+        machine=f"{platform.system()} {platform.machine()}",
+    )
+
+
+def verdict(score: float, thresholds: Thresholds) -> str:
+    """The word of the highest threshold that a score is above."""
+    return next((word for word, line in reversed(list(thresholds.items())) if score > line), FIT)
+
+
+def thresholds_of(text: str, categories: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Thresholds by category from the `limits` that a `verdict.toml` lists.
+
+    Raises:
+        BundleError: it is not TOML, or lists none of a category.
+    """
+    try:
+        limits = tomllib.loads(text).get("limits", {})
+        return {
+            name: {"REVIEW": float(limits[name]["review_above"]), "NG": float(limits[name]["reject_above"])}
+            for name in categories
+        }
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+        raise BundleError(
+            f"verdict.toml: expected limits with review_above and reject_above of each category: {error}"
+        ) from None
+
+
+def provisional(scores: Sequence[float]) -> dict[str, float]:
+    """A threshold for runs without a verdict: above all these good parts' scores, by a twentieth of their reach."""
+    highest, median = float(np.max(scores)), float(np.median(scores))
+    return {"unusual": highest + max(0.05 * (highest - median), 1e-3 * abs(highest))}
+
+
+def _rank_correlation(compared: Sequence[Compared]) -> float | None:
+    trained = [one.trained_score for one in compared]
+    exported = [one.exported_score for one in compared]
+    if len(set(trained)) < 3 or len(set(exported)) < 3:
+        return None
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(trained, exported).statistic)
+
+
+def _images_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+
+
+def _read_maps(bundle: Bundle) -> dict[str, np.ndarray]:
+    if not bundle.maps_file.is_file():
+        return {}
+    with np.load(bundle.maps_file, allow_pickle=False) as maps:
+        return {sha256: maps[sha256] for sha256 in maps.files}
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
