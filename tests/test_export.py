@@ -203,6 +203,25 @@ def test_thresholds_are_those_of_the_runs_verdict_which_travels_along(fitted: Pa
         export_run(run, tmp_path / "another", "onnx", data=data)
 
 
+@pytest.mark.usefixtures("written")
+def test_good_parts_of_a_run_in_bf16_are_scored_again_in_float32(fitted: Path, data: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(fitted, tmp_path / "run"))
+    content = json.loads((run / "run.json").read_text())
+    exact = content["good_scores"]["plate"]
+    content |= {"precision": "bf16", "good_scores": {"plate": [score + 0.1 for score in exact]}}
+    (run / "run.json").write_text(json.dumps(content))
+    said: list[str] = []
+    export_run(run, tmp_path / "bundle", "onnx", data=data, notify=said.append)
+    record = Bundle(tmp_path / "bundle").read_record()
+    np.testing.assert_allclose(record.good_scores["plate"], exact, rtol=1e-5)
+    assert "scored again in float32" in said[0] and record.conditions["precision"] == "bf16"
+    with pytest.raises(BundleError, match="were scored in bf16, a bundle computes in float32; give --data ROOT"):
+        export_run(run, tmp_path / "another", "onnx")
+    (run / "verdict.toml").write_text("[limits.plate]\nreview_above = 0.4\nreject_above = 0.5\n")
+    with pytest.raises(BundleError, match=r"thresholds of .* were learnt in bf16"):
+        export_run(run, tmp_path / "another", "onnx", data=data)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("written")
 def test_pictures_stay_at_home_when_asked_and_are_drawn_where_there_are_none(fitted: Path, tmp_path: Path) -> None:

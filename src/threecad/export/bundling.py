@@ -6,6 +6,7 @@ import importlib.metadata
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from threecad.checkpoint import load_detector
 from threecad.errors import BundleError, SettingsError
 from threecad.export.capture import capture, model_info, write_model
-from threecad.export.pictures import ProofPictures, gather_pictures
+from threecad.export.pictures import ProofPictures, gather_pictures, kept_aside
 from threecad.files import write_json, writing
 from threecad.images import read_image, resize_image, write_png
 from threecad.inference import predictor_of
@@ -60,7 +61,8 @@ def export_run(
         RunError: there is no finished run.
         SettingsError: a precision that is not offered.
         DataError: the data root is not the fit's.
-        BundleError: the method cannot be exported, or the exported detector gives another verdict.
+        BundleError: the method cannot be exported, the exported detector gives another verdict, or the run's good parts
+            were scored in another precision and cannot be scored again.
         FileError: `out` cannot be written.
     """
     if precision != "float32":
@@ -69,7 +71,12 @@ def export_run(
     _refuse_unless_free(out)
     detector, record = load_detector(RunFolder(run))
     program = capture(detector)
-    trained = predictor_of(detector, record, notify=notify)
+    trained = predictor_of(detector, record, precision="float32")
+    if record.precision != "float32":
+        trained = _compared_in_float32(trained, record, run, data)
+        notify(
+            f"the run was fitted in {record.precision}: its good parts are scored again in float32, as a bundle does"
+        )
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".threecad-") as temporary:
@@ -93,6 +100,30 @@ def export_run(
     return proof
 
 
+def _compared_in_float32(trained: Predictor, record: RunRecord, run: Path, data: Path | None) -> Predictor:
+    """The predictor with good parts as it sees them in float32, where the fit has seen them in another precision.
+
+    Raises:
+        BundleError: they are not at hand, or thresholds were learnt from them.
+    """
+    if (run / "verdict.toml").is_file():
+        raise BundleError(
+            f"the thresholds of {run} were learnt in {record.precision}, a bundle computes in float32; "
+            "fit with --set training.precision=float32"
+        )
+    if record.holdout and data is None:
+        raise BundleError(
+            f"the good parts of {run} were scored in {record.precision}, a bundle computes in float32; "
+            "give --data ROOT so that they are scored again"
+        )
+    aside = kept_aside(record, data) if data else []
+    good = {}
+    for name in record.categories:
+        found = look(trained, [picture.path for picture in aside if picture.category == name], BATCH)
+        good[name] = GoodParts([one.score for one in found], [float(one.anomaly_map.max()) for one in found])
+    return replace(trained, good=good)
+
+
 def _proved(
     bundle: Bundle,
     run: Path,
@@ -109,7 +140,7 @@ def _proved(
     """
     files = [picture.path for picture in shown.pictures]
     before, after = look(trained, files, BATCH), look(exported, files)  # one at a time, as on the line
-    thresholds, source = _thresholds(bundle, run, record, shown.pictures, before)
+    thresholds, source = _thresholds(bundle, run, record, trained, shown.pictures, before)
     compared = compare(
         shown.pictures,
         [found.score for found in before],
@@ -129,7 +160,12 @@ def _proved(
 
 
 def _thresholds(
-    bundle: Bundle, run: Path, record: RunRecord, pictures: Sequence[Picture], found: Sequence[Found]
+    bundle: Bundle,
+    run: Path,
+    record: RunRecord,
+    trained: Predictor,
+    pictures: Sequence[Picture],
+    found: Sequence[Found],
 ) -> tuple[dict[str, Thresholds], str]:
     """Thresholds by category, and where they come from; the run's `verdict.toml` travels along."""
     file = run / bundle.verdict_file.name
@@ -137,8 +173,8 @@ def _thresholds(
         shutil.copyfile(file, bundle.verdict_file)
         return dict(thresholds_of(file.read_text(encoding="utf-8"), record.categories)), "verdict.toml"
     seen = [one.score for picture, one in zip(pictures, found, strict=True) if picture.kind == "good"]
-    source = "just above the good parts kept aside" if record.good_scores else "just above the good parts of this proof"
-    return {name: provisional(record.good_scores.get(name) or seen) for name in record.categories}, source
+    source = "just above the good parts kept aside" if record.holdout else "just above the good parts of this proof"
+    return {name: provisional(good.scores or seen) for name, good in trained.good.items()}, source
 
 
 def _send_along(
@@ -187,8 +223,8 @@ def _record(record: RunRecord, trained: Predictor, backend: Backend, model: str,
         image_size=trained.image_size,
         decoding=dict(trained.decoding),
         settings=SETTINGS[backend],
-        good_scores=record.good_scores,
-        good_peaks=record.good_peaks,
+        good_scores={name: list(good.scores) for name, good in trained.good.items()},
+        good_peaks={name: list(good.peaks) for name, good in trained.good.items()},
         conditions=conditions,
         versions={name: importlib.metadata.version(name) for name in made_by},
         files={},

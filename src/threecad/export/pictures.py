@@ -49,7 +49,7 @@ def gather_pictures(record: RunRecord, data: Path | None, workspace: Path) -> Pr
     if data is None:
         return _drawn(record, workspace)
     categories = [read_category(data, name) for name in choose_categories(record, data)]
-    aside = _kept_aside(record, data, categories)
+    aside = _evenly(kept_aside(record, data))
     good = aside or [
         Picture(sample.image, category.path_in_root(sample.image), "good", _learnt_as(record, category))
         for category in categories
@@ -67,19 +67,23 @@ def gather_pictures(record: RunRecord, data: Path | None, workspace: Path) -> Pr
     )
 
 
-def _kept_aside(record: RunRecord, data: Path, categories: Sequence[Category]) -> list[Picture]:
-    """The good parts that `run.json` names."""
-    owner = {category.path_in_root(sample.image): category for category in categories for sample in category.train}
-    missing = [place for place in record.holdout if place not in owner and not (data / place).is_file()]
+def kept_aside(record: RunRecord, data: Path) -> list[Picture]:
+    """The good parts that the fit kept aside, in the order of `run.json`.
+
+    Raises:
+        DataError: one is not in the data root.
+    """
+    missing = [place for place in record.holdout if not (data / place).is_file()]
     if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DataError(
-            f"expected the good parts that the fit kept aside in {data}, found no {missing[0]}"
-            + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
-            + "; give the data root of the fit"
+            f"expected the good parts that the fit kept aside in {data}, found no {missing[0]}{more}; "
+            "give the data root of the fit"
         )
+    several = len(record.categories) > 1  # then a place begins with its category
     return [
-        Picture(data / place, place, "good", _learnt_as(record, owner[place]))
-        for place in _evenly([place for place in record.holdout if place in owner])
+        Picture(data / place, place, "good", Path(place).parts[0] if several else record.categories[0])
+        for place in record.holdout
     ]
 
 
