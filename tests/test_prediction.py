@@ -238,7 +238,7 @@ def test_a_score_that_is_not_finite_is_an_error_row_and_never_a_share(
     network = sick.network
     sick.network = lambda pixels: (network(pixels)[0], np.full(len(pixels), np.nan))  # type: ignore[assignment]
     sick.network.image_size, sick.network.precision = network.image_size, network.precision
-    monkeypatch.setattr(prediction, "load", lambda *args, **options: sick)
+    monkeypatch.setattr(prediction, "open_predictor", lambda *args, **options: sick)
     summary = predict_files(fitted, [parts], tmp_path / "out")
     assert len(summary.errors) == 5
     for row in rows_of(tmp_path / "out" / "predictions.csv"):
