@@ -23,7 +23,8 @@ from threecad.methods import METHODS
 from threecad.predictor import Found
 from threecad.runtime.bundle import Bundle, file_sha256
 from threecad.runtime.networks import SETTINGS, OnnxNetwork, OpenVINONetwork, import_openvino
-from threecad.runtime.proof import Picture, Ran, compare, prove, provisional, read_proof, verdict, verify
+from threecad.runtime.proof import Picture, Ran, compare, prove, provisional, verdict
+from threecad.runtime.verification import read_proof, verify
 from threecad.tensors import to_tensor
 
 BACKENDS = ("onnx", "openvino")

@@ -52,7 +52,7 @@ def verify(
     ] = None,
 ) -> None:
     """Repeat a bundle's proof on this machine. Exits with 2 where a verdict differs from the trained detector's."""
-    from threecad.runtime.proof import verify as repeat
+    from threecad.runtime.verification import verify as repeat
 
     with interruptible(lambda: "nothing was verified"):
         proof = repeat(bundle, pictures)
