@@ -29,6 +29,9 @@ def export(
         Path | None, Option(metavar="ROOT", help="Data root of the fit: the proof's parts; drawn ones without.")
     ] = None,
     precision: Annotated[str, Option(metavar="P", help="float32, the only one that passes its proof.")] = "float32",
+    with_wheels: Annotated[
+        bool, Option("--with-wheels", help="Add what a PC without internet has to install; asks the package index.")
+    ] = False,
     no_pictures: Annotated[bool, Option("--no-pictures", help="Let no pictures of parts travel along.")] = False,
 ) -> None:
     """Make a bundle that finds defects on a PC without torch, and prove that its verdicts are the run's.
@@ -39,9 +42,18 @@ def export(
 
     with interruptible(lambda: "no bundle was written"):
         proof = export_run(
-            run, out, format.value, data=data, precision=precision, pictures=not no_pictures, notify=note
+            run,
+            out,
+            format.value,
+            data=data,
+            precision=precision,
+            pictures=not no_pictures,
+            wheels=with_wheels,
+            notify=note,
         )
     _print(proof)
+    if with_wheels:
+        result(f"{out / 'wheels' / 'INSTALL.txt'} says how to install it without internet")
     result(f"{out}: proved; run `threecad verify {out}` where it is to work")
 
 

@@ -17,6 +17,7 @@ from threecad.checkpoint import load_detector
 from threecad.errors import BundleError, SettingsError
 from threecad.export.capture import capture, model_info, write_model
 from threecad.export.pictures import ProofPictures, gather_pictures, kept_aside
+from threecad.export.wheels import gather_wheels
 from threecad.files import write_json, writing
 from threecad.images import read_image, resize_image, write_png
 from threecad.inference import predictor_of
@@ -48,6 +49,7 @@ def export_run(
     data: Path | None = None,
     precision: str = "float32",
     pictures: bool = True,
+    wheels: bool = False,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Proof:
     """The proof of the bundle that is then in `out`.
@@ -55,6 +57,7 @@ def export_run(
     Args:
         data: the data root of the fit, where the pictures of the proof are.
         pictures: let a few of them travel along, so that the proof can be repeated elsewhere.
+        wheels: put what has to be installed where there is no internet into `out`/wheels; asks the package index.
         notify: called with a line worth reading.
 
     Raises:
@@ -94,6 +97,8 @@ def export_run(
             about.files = {file.relative_to(bundle.path).as_posix(): file_sha256(file) for file in files}
             about.sha256 = digest(about)
             write_json(bundle.record_file, about.model_dump(mode="json"))
+            if wheels:
+                gather_wheels(backend, bundle.path / "wheels")  # pip checks their hashes, not every start
             if out.is_dir():
                 out.rmdir()  # empty, as was seen
             bundle.path.replace(out)
