@@ -96,12 +96,20 @@ def model_info(method: str, image_size: tuple[int, int], scale: Scale | None) ->
 
 def _write_onnx(program: ExportedProgram, file: Path, about: Mapping[str, str]) -> int:
     import onnx
+    from onnxscript.optimizer import fold_constants, remove_unused_nodes
 
     exported = torch.onnx.export(
-        program, input_names=["image"], output_names=["anomaly_map", "score"], external_data=False, verbose=False
+        program,
+        input_names=["image"],
+        output_names=["anomaly_map", "score"],
+        external_data=False,
+        verbose=False,
+        optimize=False,  # looks through the whole graph at every node: minutes for RealNet's thousands
     )
     if exported is None:
         raise BundleError("PyTorch's exporter gave no ONNX program")
+    fold_constants(exported.model)  # in a second; what else there is to fuse, ONNX Runtime does when it loads the file
+    remove_unused_nodes(exported.model)
     exported.model.metadata_props.update({f"model_info {key}": value for key, value in about.items()})
     size = sum(tensor.nbytes for tensor in program.state_dict.values())
     exported.save(file, external_data=size >= ONE_FILE_BYTES)
