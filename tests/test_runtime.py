@@ -121,9 +121,11 @@ def test_the_line_pc_needs_no_torch_to_predict_and_to_verify(
 
 @pytest.mark.slow
 def test_the_line_pc_names_what_it_lacks_in_one_line(line_pc: Path, bundles: dict[str, Path], fitted: Path) -> None:
-    trained = on_line_pc(line_pc, "predict", str(fitted), str(ROOT), "--out", "nowhere")
+    trained = on_line_pc(line_pc, "predict", str(fitted), str(fitted.parent), "--out", "nowhere")
+    absent = on_line_pc(line_pc, "predict", str(fitted / "absent"), str(fitted.parent), "--out", "nowhere")
     backend = on_line_pc(line_pc, "verify", str(bundles["openvino"]))
-    assert (trained.returncode, backend.returncode) == (2, 2)
+    assert (trained.returncode, absent.returncode, backend.returncode) == (2, 2, 2)
+    assert re.fullmatch(r"threecad: expected a run folder .*, or a bundle .*, found neither; .*\n", absent.stderr)
     assert re.fullmatch(r"threecad: this needs \w+; .* pip install 'threecad\[train\]'\n", trained.stderr)
     assert re.fullmatch(r"threecad: this needs openvino, .* pip install 'threecad\[openvino\]'\n", backend.stderr)
 

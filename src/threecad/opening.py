@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from threecad.errors import RunError
 from threecad.predictor import Picture, Predictor, Result
 from threecad.runtime.bundle import is_bundle
 
@@ -32,6 +33,11 @@ def open_predictor(
         from threecad import runtime
 
         return runtime.load(path, device=device, precision=precision)
+    if not (Path(path) / "run.json").exists():  # said without torch, too
+        raise RunError(
+            f"expected a run folder with run.json, or a bundle with bundle.json, at {path}, found neither; "
+            "`threecad fit` makes a run, `threecad export` a bundle"
+        )
     from threecad.inference import load
 
     return load(path, device=device, precision=precision, notify=notify)
