@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import shutil
 import tempfile
@@ -73,7 +74,7 @@ def export_run(
         raise SettingsError(f"expected precision float32, found '{precision}'{why}")
     _refuse_unless_free(out)
     detector, record = load_detector(RunFolder(run))
-    program = capture(detector)
+    program = capture(copy.deepcopy(detector))  # a predictor moves the original to its device
     trained = predictor_of(detector, record, precision="float32")
     if record.precision != "float32":
         trained = _compared_in_float32(trained, record, run, data)
