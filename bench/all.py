@@ -18,6 +18,7 @@ RUNS = (
     ("PaDiM", ["padim.py"]),
     ("Weight", ["sizes.py"]),
     ("Start", ["startup.py"]),
+    ("Grid", ["grid.py", "--jobs", "60", "--kills", "3"]),
 )
 
 

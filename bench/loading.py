@@ -31,7 +31,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["THREECAD_CACHE"] = str(Path(folder) / "cache")
         from threecad.data.loading import Rows, load_images
-        from threecad.data.tree import read_category
+        from threecad.data.readers import read_category
         from threecad.images import read_image
         from threecad.tensors import to_tensor
 

@@ -147,11 +147,12 @@ def fit_noise(options: argparse.Namespace) -> None:
     detector = PaDiM(PaDiM.Config(weights="random", image_size=(options.size, options.size))).eval()
     before, start = peak_mb(), time.perf_counter()
     (phase,) = detector.phases(textures=None)  # type: ignore[arg-type]
+    sums = phase.empty_sums()  # type: ignore[union-attr]
     with torch.no_grad():
         for first in range(0, options.fit_images, PaDiM.batch):
             image = torch.rand(min(PaDiM.batch, options.fit_images - first), 3, options.size, options.size)
-            phase.observe(Batch(image, image, image[:, :1]))  # type: ignore[union-attr]
-        phase.conclude()  # type: ignore[union-attr]
+            phase.observe(sums, Batch(image, image, image[:, :1]))  # type: ignore[union-attr]
+        phase.conclude(sums)  # type: ignore[union-attr]
     print(peak_mb() - before, time.perf_counter() - start)
 
 
@@ -177,7 +178,7 @@ def measure_memory(options: argparse.Namespace) -> None:
 
 def compare_precisions(folder: Path) -> None:
     from threecad.data.loading import load_images
-    from threecad.data.tree import read_category
+    from threecad.data.readers import read_category
     from threecad.inference import predict
     from threecad.metrics import image_scores
     from threecad.tensors import to_tensor
@@ -189,11 +190,12 @@ def compare_precisions(folder: Path) -> None:
     good, test = load_images(category.train, size), load_images(category.test, size)
     labels = [sample.is_defect for sample in category.test]
     (phase,) = detector.phases(textures=None)  # type: ignore[arg-type]
+    sums = phase.empty_sums()  # type: ignore[union-attr]
     with torch.no_grad():
         for first in range(0, len(good), PaDiM.batch):
             image = to_tensor(good[first : first + PaDiM.batch], "cpu")
-            phase.observe(Batch(image, image, image[:, :1]))  # type: ignore[union-attr]
-        phase.conclude()  # type: ignore[union-attr]
+            phase.observe(sums, Batch(image, image, image[:, :1]))  # type: ignore[union-attr]
+        phase.conclude(sums)  # type: ignore[union-attr]
     print(f"\n{folder.name}, embedded backbone\n\n| precision | I-AUROC |\n|---|---:|")
     for precision in ("float32", "bf16"):
         scores = [found.score for found in predict(detector, test, precision)]

@@ -12,7 +12,7 @@ import numpy as np
 
 from threecad.checkpoint import load_detector
 from threecad.data.loading import load_images
-from threecad.data.tree import read_category
+from threecad.data.readers import read_category
 from threecad.inference import predict
 from threecad.metrics import image_scores
 from threecad.runs import RunFolder

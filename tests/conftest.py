@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,19 @@ import pytest
 from PIL import Image
 
 HEIGHT, WIDTH = 48, 64
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--without-bf16", action="store_true", help="run the tests as on a machine without native bf16")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def native_bf16(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What the machine has, or, with `--without-bf16`, none. Processes that a test starts still see the machine."""
+    with pytest.MonkeyPatch.context() as patched:
+        if request.config.getoption("--without-bf16"):
+            patched.setattr("threecad.devices.has_native_bf16", lambda device: False)
+        yield
 
 
 def plate(seed: int) -> np.ndarray:
@@ -71,7 +85,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("THREECAD_CACHE", str(root / "cache"))
         method = {"backbone": "resnet10t.c3_in1k", "weights": "random", "image_size": 64, "features": 12}
-        settings = {"method": method, "data": {"holdout": 0.25}, "training": {"precision": "float32"}}
+        settings = {"method": method, "data": {"holdout": 0.5}, "training": {"precision": "float32"}}
         fit("padim", plant(root / "data"), root / "run", settings=settings)
     return root / "run"
 

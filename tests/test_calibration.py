@@ -7,23 +7,35 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from threecad.nets.calibration import Calibration
+from threecad.nets.calibration import Calibration, Comparison
 from threecad.nets.gaussians import PositionGaussians
 from threecad.nets.maps import GaussianBlur, upsample
 from threecad.nets.pyramid import Pyramid
+from threecad.nets.standardisation import Standardisation
 
 SIDES, CHANNELS = (4, 2), (5, 6)
 """Grids and channels of the two scales in these tests."""
 
 
-def calibration(others: int = 1) -> Calibration:
+def calibration(branches: int = 1) -> Calibration:
     """One for the two small scales above; maps of 64×64 px."""
-    made = Calibration(Pyramid("resnet10t.c3_in1k", "random"), others, GaussianBlur(4.0), (64, 64))
-    made.scales = torch.nn.ModuleList(
+    made = Calibration(Pyramid("resnet10t.c3_in1k", "random"), branches, GaussianBlur(4.0, (64, 64)), (64, 64))
+    made.fine = torch.nn.ModuleList(
         PositionGaussians(side * side, channels) for side, channels in zip(SIDES, CHANNELS, strict=True)
     )
-    made.coarse = PositionGaussians(SIDES[-1] ** 2, others * CHANNELS[-1])
+    made.coarse = PositionGaussians(SIDES[-1] ** 2, branches * CHANNELS[-1])
     return made
+
+
+def comparison(teacher: list[Tensor], *branches: list[Tensor], mask: Tensor | float = 0.0) -> Comparison:
+    """Of a teacher with branches, the recovered features first; a mask that is a number is the same everywhere."""
+    if isinstance(mask, float):
+        mask = torch.full((len(teacher[0]), 1, 64, 64), mask)
+    return Comparison(teacher, branches[0], [branch[-1] for branch in branches], mask)
+
+
+def part(features: list[Tensor], chosen: slice) -> list[Tensor]:
+    return [scale[chosen] for scale in features]
 
 
 def pyramids(count: int, seed: int = 0) -> tuple[list[Tensor], list[Tensor]]:
@@ -47,11 +59,12 @@ def difference(teacher: Tensor, other: Tensor) -> np.ndarray:
 def test_the_score_is_the_whitened_length_of_the_coarsest_recovery_difference() -> None:
     made = calibration()
     teacher, recovered = pyramids(40)
-    sums = made.empty_sums()
-    for part in range(0, 40, 8):
-        made.add(sums, [t[part : part + 8] for t in teacher], [o[part : part + 8] for o in recovered])
-    made.conclude(sums, ridge=1e-9)
-    found = made(teacher, [recovered], torch.zeros(40, 1, 64, 64)).score
+    sums = made.empty_fine_sums()
+    for first in range(0, 40, 8):
+        batch = slice(first, first + 8)
+        made.add_fine(sums, comparison(part(teacher, batch), part(recovered, batch)))
+    made.conclude_fine(sums, ridge=1e-9)
+    found = made(comparison(teacher, recovered)).score
 
     vectors, squares = difference(teacher[1], recovered[1]), np.zeros((40, 2, 2))
     for y in range(2):
@@ -62,19 +75,18 @@ def test_the_score_is_the_whitened_length_of_the_coarsest_recovery_difference() 
 
 
 def test_the_coarse_distance_is_whitened_by_all_differences_together_where_nothing_is_altered() -> None:
-    made = calibration(others=2)
+    made = calibration(branches=2)
     (teacher, recovered), (_, student) = pyramids(60), pyramids(60, seed=1)
     student = [t + 0.2 * s for t, s in zip(teacher, student, strict=True)]
     mask = torch.zeros(60, 1, 64, 64)
     mask[::3, :, :20, :40] = 1  # covers the upper positions of every third part, the right one not wholly
-    sums = made.coarse.empty_sums()
-    for part in range(0, 60, 20):
-        batch = slice(part, part + 20)
-        at = [t[batch] for t in teacher], [[t[batch] for t in other] for other in (recovered, student)], mask[batch]
-        made.add_surroundings(sums, *at)
+    sums = made.empty_coarse_sums()
+    for first in range(0, 60, 20):
+        batch = slice(first, first + 20)
+        made.add_coarse(sums, comparison(*(part(f, batch) for f in (teacher, recovered, student))), mask[batch])
     assert sums["count"].tolist() == [40, 40, 60, 60]
-    made.coarse.conclude(sums, ridge=1e-9)
-    found = made(teacher, [recovered, student], torch.zeros(60, 1, 64, 64)).anomaly_map
+    made.coarse.conclude(sums, ridge=1e-9)  # without the covariance that all positions share
+    found = made(comparison(teacher, recovered, student)).anomaly_map
 
     vectors = np.concatenate([difference(teacher[1], other[1]) for other in (recovered, student)], axis=1)
     squares = np.zeros((60, 2, 2))
@@ -95,10 +107,10 @@ def test_what_altered_parts_show_beside_the_alteration_is_no_evidence() -> None:
     distances = {}
     for name, seen in (("good parts", recovered), ("altered parts", upset)):
         made = calibration()
-        sums = made.coarse.empty_sums()
-        made.add_surroundings(sums, teacher, [seen], torch.zeros(200, 1, 64, 64))
-        made.conclude_surroundings(sums, ridge=0.01)
-        maps = [made(teacher, [other], torch.zeros(200, 1, 64, 64)).anomaly_map.mean() for other in (recovered, upset)]
+        sums = made.empty_coarse_sums()
+        made.add_coarse(sums, comparison(teacher, seen), torch.zeros(200, 1, 64, 64))
+        made.conclude_coarse(sums, ridge=0.01)
+        maps = [made(comparison(teacher, other)).anomaly_map.mean() for other in (recovered, upset)]
         distances[name] = float(maps[1] / maps[0])
     assert distances["good parts"] > 1.5
     assert distances["altered parts"] < 1.2
@@ -108,7 +120,7 @@ def test_the_mask_weighs_the_fine_distance() -> None:
     made = calibration()
     teacher, recovered = pyramids(1)
     nothing, half, everything = (
-        made(teacher, [recovered], torch.full((1, 1, 64, 64), value)).anomaly_map for value in (0.0, 0.5, 1.0)
+        made(comparison(teacher, recovered, mask=value)).anomaly_map for value in (0.0, 0.5, 1.0)
     )
     fine = everything - nothing
     assert fine.min() > 0
@@ -119,15 +131,15 @@ def test_the_score_adds_a_third_of_the_segmented_peak_to_the_unusual_one_in_spre
     made = calibration()
     teacher, recovered = pyramids(8)
     mask = torch.rand(8, 1, 64, 64, generator=torch.Generator().manual_seed(0))
-    anomaly_map, peaks = made.measure(teacher, [recovered], mask)
-    coarse = made(teacher, [recovered], torch.zeros_like(mask)).anomaly_map
+    anomaly_map, peaks = made.measure(comparison(teacher, recovered, mask=mask))
+    coarse = made(comparison(teacher, recovered)).anomaly_map
     torch.testing.assert_close(peaks[:, 1], (anomaly_map - coarse).amax(dim=(1, 2, 3)))
     sums = made.standardise.empty_sums()
     made.standardise.add(sums, peaks)
     made.standardise.conclude(sums)
     units = (peaks - peaks.mean(dim=0)) / peaks.std(dim=0, correction=0)
     expected = units[:, 0] + units[:, 1] / 3
-    torch.testing.assert_close(made(teacher, [recovered], mask).score, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(made(comparison(teacher, recovered, mask=mask)).score, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_vector_left_out_is_as_far_as_from_a_fit_without_it() -> None:
@@ -148,13 +160,13 @@ def test_a_vector_left_out_is_as_far_as_from_a_fit_without_it() -> None:
 def test_good_parts_that_were_learnt_from_look_as_good_parts_to_come() -> None:
     made = calibration()
     teacher, recovered = pyramids(24)
-    sums = made.empty_sums()
-    made.add(sums, *([scale[:12] for scale in features] for features in (teacher, recovered)))
-    made.conclude(sums, ridge=0.01)
+    sums = made.empty_fine_sums()
+    made.add_fine(sums, comparison(part(teacher, slice(12)), part(recovered, slice(12))))
+    made.conclude_fine(sums, ridge=0.01)
     halves = []
-    for half, seen in ((slice(12), False), (slice(12), True), (slice(12, 24), False)):
-        batch = [t[half] for t in teacher], [[o[half] for o in recovered]], torch.zeros(12, 1, 64, 64)
-        halves.append(float(made.measure(*batch, seen)[1][:, 0].mean()))
+    for half, leave_out in ((slice(12), False), (slice(12), True), (slice(12, 24), False)):
+        batch = comparison(part(teacher, half), part(recovered, half))
+        halves.append(float(made.measure(batch, leave_out)[1][:, 0].mean()))
     learnt, left_out, to_come = halves
     assert learnt < 0.8 * to_come
     assert 0.8 * to_come < left_out < 1.25 * to_come
@@ -171,3 +183,25 @@ def test_a_position_that_was_never_seen_borrows_the_spread_of_the_others() -> No
     seen, _, unseen = gaussians(vectors).square().mean(dim=0) / 4
     assert abs(float(seen) - 1) < 0.1
     assert abs(float(unseen) - 10) < 1  # a tenth of the others' covariance is all that it has
+
+
+def test_a_channel_that_never_varies_is_measured_by_the_others_spread() -> None:
+    """Else 0.05 in a channel that was 0 on every good part, as ReLU backbones have them, would be 500 spreads."""
+    good = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    good[:, 2] = 0
+    standardise = Standardisation(3)
+    sums = standardise.empty_sums()
+    standardise.add(sums, good)
+    standardise.conclude(sums)
+    found = standardise(torch.tensor([[0.0, 0.0, 0.05]]))[0, 2]
+    assert 0 < found < 1
+    torch.testing.assert_close(standardise(good).std(dim=0, correction=0)[:2], torch.ones(2), rtol=1e-3, atol=0)
+
+
+def test_values_of_different_units_keep_their_own_spreads() -> None:
+    values = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.001])
+    standardise = Standardisation(2, least_share=0.0)
+    sums = standardise.empty_sums()
+    standardise.add(sums, values)
+    standardise.conclude(sums)
+    torch.testing.assert_close(standardise(values).std(dim=0, correction=0), torch.ones(2), rtol=1e-3, atol=0)

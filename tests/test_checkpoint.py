@@ -117,7 +117,9 @@ def test_a_random_backbone_is_part_of_the_detectors_file(tmp_path: Path) -> None
 
 def test_nothing_in_a_run_is_a_pickle_and_nothing_is_left_over(tmp_path: Path) -> None:
     _, run = saved(tmp_path / "run")
-    assert {file.name for file in run.path.iterdir()} == {"run.json", "settings.toml", "detector.safetensors"}
+    assert {file.name for file in run.path.iterdir()} == {
+        *("run.json", "settings.toml", "detector.safetensors", "good.json", "verdict.toml")
+    }
 
 
 def test_tensors_in_channels_last_are_saved_and_the_order_in_memory_of_the_loader_stays(tmp_path: Path) -> None:
@@ -150,15 +152,15 @@ def edit(run: RunFolder, **changes: object) -> None:
     ("changes", "message"),
     [
         (
-            {"format": 3, "version": "9.0"},
-            "by ThreeCAD 9.0: expected run format 2, found 3; update this one",
+            {"format": 4, "version": "9.0"},
+            "by ThreeCAD 9.0: expected run format 3, found 4; update this one",
         ),
-        ({"format": 1, "version": "0.0"}, "expected run format 2, found 1; fit it again"),
+        ({"format": 1, "version": "0.0"}, "expected run format 3, found 1; fit it again"),
         ({"finished": False}, "is not finished; go on with `threecad fit … --out"),
         ({"method": "yolo"}, "is a run of the method 'yolo', which this version does not have"),
         ({"colour": "blue"}, "is damaged: colour: Extra inputs are not permitted"),
         ({"seed": ...}, "is damaged: seed: Field required"),
-        ({"good_scores": {"plate": ["high"]}}, "is damaged: good_scores.plate.0: Input should be a valid number"),
+        ({"duration_s": "long"}, "is damaged: duration_s: Input should be a valid number"),
         ({"settings": {"method": {"feature": 12}}}, "does not fit this version: unknown setting 'method.feature'"),
         ({"settings": {"method": {"image_size": 64, "features": 13, "weights": "random"}}}, "does not fit the method"),
     ],

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from threecad.data.audit import Finding, Severity, audit
+from threecad.data.audit import audit
 from threecad.data.catalog import DATASETS, recognise
-from threecad.data.statistics import HEADER, Range, measure, read_types, rectangle_aspect
-from threecad.data.tree import (
+from threecad.data.figures import write_figures
+from threecad.data.findings import Finding, Severity
+from threecad.data.readers import (
     check_sizes,
     exclude,
     fingerprint,
@@ -23,6 +26,7 @@ from threecad.data.tree import (
     read_category,
     scan_category,
 )
+from threecad.data.statistics import HEADER, HEADER_2, Range, measure, read_types, rectangle_aspect
 from threecad.errors import DataError
 from threecad.records import Split
 
@@ -171,11 +175,11 @@ def test_a_file_as_root_is_named(tmp_path):
 
 
 def test_a_root_without_data_says_what_was_expected_and_what_was_found(tmp_path):
-    (tmp_path / "plate" / "train" / "ok").mkdir(parents=True)
+    (tmp_path / "plate" / "train" / "fine").mkdir(parents=True)
     (tmp_path / "readme.md").touch()
     message = reason(list_categories, tmp_path, names=str(tmp_path))
     assert "train" in message and "good" in message and "plate, readme.md" in message
-    assert "found nothing" in reason(list_categories, tmp_path / "plate" / "train" / "ok")
+    assert "found nothing" in reason(list_categories, tmp_path / "plate" / "train" / "fine")
 
 
 def test_a_misspelt_category_is_answered_with_the_nearest(tree):
@@ -325,11 +329,13 @@ def test_the_catalogue_adds_up_to_the_published_totals():
 
     assert total("3cad") == [10493, 5084, 11462, 47]
     assert total("mvtec_ad") == [3629, 467, 1258, 73]
+    assert total("visa") == [8659, 962, 1200, 12]
 
 
 def test_a_published_set_is_recognised_by_its_folders_or_their_abbreviations():
     assert recognise(["Aluminum_Ipad", "CS"]) == "3cad"
     assert recognise(["bottle", "zipper"]) == "mvtec_ad"
+    assert recognise(["candle", "pcb4"]) == "visa"
     assert recognise(["bottle", "Iron_Stator"]) is None
     assert recognise(["plate"]) is None
     assert recognise([]) is None
@@ -436,6 +442,52 @@ def test_table_1_counts_images_sizes_regions_and_types(tree):
     assert statistics.categories[0].regions == Range(1, 3)
     assert sum(statistics.area_ratio.counts) == 4
     assert sum(statistics.aspect_ratio.counts) == 6
+
+
+def test_table_2_counts_images_with_several_regions_and_with_several_types(tree):
+    statistics = measure([read_category(tree)])
+    assert statistics.rows_2() == [("plate", "16", "4", "✗", "-")]  # nobody says how many types are in an image
+    mask = np.zeros((48, 64), np.uint8)
+    mask[2:4, 2:4] = mask[20:22, 30:42] = 255
+    Image.fromarray(mask).save(tree / "plate" / "ground_truth" / "scratch" / "000.png")
+    (tree / "plate" / "types.csv").write_text("image,scratch,dent\ntest/scratch/002.png,1,3\n")
+    statistics = measure([read_category(tree)])
+    assert statistics.rows_2() == [("plate", "16", "4", "✓ 1", "✓ 1")]
+    assert len(HEADER_2) == len(statistics.rows_2()[0])
+    shutil.rmtree(tree / "plate" / "ground_truth")
+    assert measure([read_category(tree)]).rows_2()[0][3] == "-"
+
+
+def test_table_2_is_summed_over_those_categories_that_are_known(tree):
+    shutil.copytree(tree / "plate", tree / "bolt")
+    shutil.rmtree(tree / "bolt" / "ground_truth")
+    assert measure(read_categories(tree)).rows_2()[-1] == ("All", "32", "8", "✗", "-")
+
+
+def test_the_figures_show_every_bin_with_its_count_and_the_numbers_lie_beside(tree, tmp_path):
+    statistics = measure([read_category(tree)])
+    written = write_figures(tmp_path / "figures", statistics)
+    assert [path.name for path in written] == [
+        f"{name}{suffix}" for name in ("area_ratio", "aspect_ratio") for suffix in (".svg", ".csv")
+    ]
+    picture = ElementTree.parse(written[0]).getroot()
+    words = [element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")]
+    bars = [float(bar.get("height")) for bar in picture.iter("{http://www.w3.org/2000/svg}rect")][1:]
+    counts = statistics.area_ratio.counts
+    assert "Defect area ratio (n = 4)" in words and [int(word) for word in words if word.isdigit()] == list(counts)
+    assert np.argmax(bars) == np.argmax(counts) and [bar > 0 for bar in bars] == [count > 0 for count in counts]
+    assert all(0 <= bar <= 270 for bar in bars)
+    assert written[1].read_text().splitlines()[0] == "above,to,count,percent"
+
+
+def test_a_set_without_defects_has_empty_figures(tree, tmp_path):
+    assert len(write_figures(tmp_path, measure([read_category(tree / "plate" / "train" / "good")]))) == 4
+
+
+def test_the_numbers_are_json_without_infinity(tree):
+    content = measure([read_category(tree)]).content()
+    again = json.loads(json.dumps(content, allow_nan=False))
+    assert again["categories"][0]["defect"] == 4 and again["histograms"][1]["edges"][-1] is None
 
 
 def test_several_categories_are_summed_in_a_last_line(tree):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from threecad.benchmark.tables import tables
+from threecad.benchmark.layouts import write_tables
+from threecad.benchmark.rows import read_rows
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md")))]
@@ -62,4 +63,4 @@ def test_links_to_files_lead_somewhere(document: str) -> None:
 def test_results_are_what_the_tool_prints_of_the_committed_rows(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     shown = text.partition("<!-- tables of docs/results -->")[2].partition("<!-- end of tables -->")[0].strip()
-    assert shown and tables(ROOT / "docs" / "results").startswith(shown)
+    assert shown and write_tables(read_rows([ROOT / "docs" / "results"])).startswith(shown)

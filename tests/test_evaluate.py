@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from threecad.data.loading import load_images, load_masks
-from threecad.data.tree import Category, read_category
+from threecad.data.readers import Category, read_category
 from threecad.devices import resolve_precision
-from threecad.errors import DataError, MetricError
-from threecad.evaluation import METRICS, PIXEL_METRICS, Seen, evaluate, with_mean
+from threecad.errors import DataError, MetricError, SettingsError
+from threecad.evaluation import IMAGE_METRICS, METRICS, PIXEL_METRICS, Seen, evaluate, with_mean
 from threecad.images import resize_map
 from threecad.inference import load
 from threecad.metrics import image_scores, pixel_scores
@@ -117,14 +117,24 @@ def test_a_category_without_masks_has_image_metrics_only(run: tuple[Predictor, R
     assert scores["i_auroc"] == with_masks["i_auroc"] and scores["n_vanished"] == 0
 
 
-@pytest.mark.parametrize(("gone", "found"), [("scratch", "4 good and 0 defective"), ("good", "0 good and 4 defective")])
-def test_test_images_of_one_kind_only_are_refused(
-    run: tuple[Predictor, RunRecord], tree: Path, gone: str, found: str
+def test_good_test_images_alone_are_refused(run: tuple[Predictor, RunRecord], tree: Path) -> None:
+    predictor, record = run
+    for kind in ("test", "ground_truth"):
+        shutil.rmtree(tree / "plate" / kind / "scratch")
+    with pytest.raises(MetricError, match="'plate': expected good and defective test images, found 4 good and 0 defec"):
+        evaluate(predictor, at(record, SIZE), read_category(tree, "plate"))
+
+
+def test_defective_test_images_alone_have_pixel_metrics_if_they_have_masks(
+    run: tuple[Predictor, RunRecord], tree: Path
 ) -> None:
     predictor, record = run
-    shutil.rmtree(tree / "plate" / "test" / gone)
-    shutil.rmtree(tree / "plate" / "ground_truth" / gone, ignore_errors=True)
-    with pytest.raises(MetricError, match=f"category 'plate': expected good and defective test images, found {found}"):
+    shutil.rmtree(tree / "plate" / "test" / "good")
+    scores = evaluate(predictor, at(record, SIZE), read_category(tree, "plate"))
+    assert [scores[name] for name in IMAGE_METRICS] == [None] * 4
+    assert all(0 < scores[name] <= 1 for name in PIXEL_METRICS)
+    shutil.rmtree(tree / "plate" / "ground_truth")
+    with pytest.raises(MetricError, match="found 0 good and 4 defective"):
         evaluate(predictor, at(record, SIZE), read_category(tree, "plate"))
 
 
@@ -167,8 +177,16 @@ def test_good_share_is_the_share_of_good_parts_that_look_as_odd() -> None:
     assert good_share(1, []) == 1
 
 
-def test_precision_is_what_was_asked_for_or_what_the_machine_has() -> None:
+@pytest.mark.parametrize("native", [True, False])
+def test_precision_is_what_was_asked_for_or_what_the_machine_has(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    assert resolve_precision("float32", torch.device("cpu")) == "float32"
-    assert resolve_precision("auto", torch.device("cpu")) in ("float32", "bf16")
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("threecad.devices.has_native_bf16", lambda device: native)
+    assert resolve_precision("float32", cpu) == "float32"
+    assert resolve_precision("auto", cpu) == ("bf16" if native else "float32")
+    if native:
+        assert resolve_precision("bf16", cpu) == "bf16"
+    else:
+        with pytest.raises(SettingsError, match="bf16 has no native support on this cpu; use float32"):
+            resolve_precision("bf16", cpu)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,20 +15,24 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from conftest import plate, save
+import threecad
+from conftest import HEIGHT, WIDTH, plate, save
 from threecad.cli import app
 from threecad.errors import BundleError, DataError, RunError, SettingsError
 from threecad.export import bundling
 from threecad.export.bundling import export_run
 from threecad.export.capture import capture, write_model
+from threecad.fitting import fit
+from threecad.framing import Framing
 from threecad.images import read_image
 from threecad.methods import METHODS
 from threecad.predictor import Found
 from threecad.runtime.bundle import Bundle, file_sha256
 from threecad.runtime.networks import SETTINGS, OnnxNetwork, OpenVINONetwork, import_openvino
-from threecad.runtime.proof import Picture, Ran, compare, prove, provisional, verdict
+from threecad.runtime.proof import Picture, Ran, compare, prove, source_of, thresholds_of
 from threecad.runtime.verification import read_proof, verify
 from threecad.tensors import to_tensor
+from threecad.verdicts import AREAS_PX, GoodPart, GoodScores, Verdicts, VerdictSettings, read_verdicts, write_verdicts
 
 BACKENDS = ("onnx", "openvino")
 
@@ -81,18 +88,19 @@ def test_a_bundle_says_what_it_is_and_what_every_file_in_it_is(backend: str, bun
     assert {"proof.json", "maps.npz", "examples.png", "licenses/LICENSE", "licenses/NOTICE"} < files
     assert all(file_sha256(bundle.path / place) == expected for place, expected in record.files.items())
     assert (record.method, record.image_size, record.precision) == ("padim", (64, 64), "float32")
-    assert len(record.good_scores["plate"]) == 3
+    assert {"good.json", "verdict.toml"} < files
+    assert record.conditions["backend"] == backend
 
 
 def test_an_onnx_file_is_one_file_of_a_known_opset_in_the_words_of_model_api(bundles: dict[str, Path]) -> None:
-    record = Bundle(bundles["onnx"]).read_record()
+    record, good = Bundle(bundles["onnx"]).read_record(), read_verdicts(bundles["onnx"]).good
     model = onnx.load(bundles["onnx"] / "detector.onnx")
     onnx.checker.check_model(model)
     assert record.opset in [one.version for one in model.opset_import]
     assert [tensor.name for tensor in model.graph.initializer if tensor.external_data] == []
     words = {one.key: one.value for one in model.metadata_props}
     assert words["model_info model_type"] == "AnomalyDetection"
-    assert float(words["model_info pixel_threshold"]) > float(np.median(record.good_peaks["plate"]))
+    assert float(words["model_info pixel_threshold"]) > float(np.median(good.peaks("plate")))
     assert [one.name for one in model.graph.output] == ["anomaly_map", "score"]
 
 
@@ -109,7 +117,7 @@ def test_an_openvino_model_keeps_float32_and_the_words_of_model_api(bundles: dic
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_proof_is_of_the_parts_kept_aside_and_of_the_defective_ones(backend: str, bundles: dict[str, Path]) -> None:
     proof = read_proof(Bundle(bundles[backend]))
-    assert [one.kind for one in proof.images].count("good") == 3
+    assert [one.kind for one in proof.images].count("good") == 6
     assert [one.kind for one in proof.images].count("defective") == 4
     assert (proof.good_parts, proof.defective_parts) == ("kept aside by the fit", "of the test folder")
     assert (proof.verdict_flips, proof.trained.precision, proof.exported.precision) == (0, "float32", "float32")
@@ -122,7 +130,7 @@ def test_verify_repeats_the_proof_with_the_pictures_that_travel_and_with_those_o
     backend: str, bundles: dict[str, Path], data: Path
 ) -> None:
     inside, outside = verify(bundles[backend]), verify(bundles[backend], data)
-    assert (len(inside.images), len(outside.images)) == (6, 7)
+    assert (len(inside.images), len(outside.images)) == (6, 10)
     assert inside.largest_map_difference is not None
     assert outside.largest_score_difference == pytest.approx(
         read_proof(Bundle(bundles[backend])).largest_score_difference, abs=1e-5
@@ -152,7 +160,7 @@ def test_an_exported_detector_that_judges_otherwise_is_not_handed_over(
 ) -> None:
     monkeypatch.setattr(Shifted, "shift", shift)
     monkeypatch.setattr(bundling, "open_network", lambda file, record, *_: Shifted(file, record.image_size))
-    with pytest.raises(BundleError, match=r"judges 3 of 7 pictures differently|not finite") as raised:
+    with pytest.raises(BundleError, match=r"judges [0-9]+ of 10 pictures differently|not finite") as raised:
         export_run(fitted, tmp_path / "out" / "bundle", "onnx", data=data)
     assert "plate/train/good/" in str(raised.value)
     assert list((tmp_path / "out").iterdir()) == []
@@ -162,19 +170,28 @@ def test_a_verdict_that_differs_on_another_machine_ends_verify_with_2(
     bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("threecad.runtime.open_network", lambda file, record, *_: Shifted(file, record.image_size))
-    with pytest.raises(BundleError, match=r"judges 3 of 6 pictures differently; do not use it on this machine"):
+    with pytest.raises(BundleError, match=r"judges [0-9]+ of 6 pictures differently; do not use it on this machine"):
         verify(bundles["onnx"])
 
 
 def found(score: float, value: float = 0.0) -> Found:
-    return Found(np.full((2, 2), value, np.float32), score)
+    return Found(np.full((1, 2, 2), value, np.float32), score, Framing((2, 2)), (2, 2))
+
+
+def known(scores: Sequence[float]) -> Verdicts:
+    """Verdicts that stand on good parts of these scores; REVIEW above all but the highest, NG above all."""
+    parts = [GoodPart(part=str(n), score=score, peaks=(score,) * len(AREAS_PX)) for n, score in enumerate(scores)]
+    budgets = VerdictSettings(rule="average", review_at=2 / (len(scores) + 1), reject_at=1 / (len(scores) + 1))
+    return Verdicts(GoodScores(parts={"plate": tuple(parts)}), budgets)
 
 
 def test_the_figures_of_a_proof_are_those_of_its_pictures(tmp_path: Path) -> None:
     pictures = [Picture(save(tmp_path / f"{n}.png", plate(n)), f"{n}.png", "good", "plate") for n in range(4)]
-    lines = {"plate": {"REVIEW": 2.0, "NG": 3.0}}
+    verdicts = known([0.0, 0.5, 1.0, 1.5, 2.0, 3.0])
+    lines = {"plate": thresholds_of(verdicts, "plate", [])}
+    assert lines == {"plate": {"REVIEW": 2.0, "NG": 3.0}}
     trained, exported = [1.0, 2.0, 2.5, 3.5], [found(1.25), found(2.25), found(3.25, 0.5), found(3.0)]
-    compared = compare(pictures, trained, [np.zeros((2, 2))] * 4, exported, lines)
+    compared = compare(pictures, trained, [np.zeros((2, 2))] * 4, exported, verdicts, lines)
     where = Ran(engine="a", precision="float32", device="cpu", machine="b")
     proof = prove(compared, where, where, lines, "by hand", "four", "none")
     assert [one.trained_verdict for one in proof.images] == ["OK", "OK", "REVIEW", "NG"]
@@ -186,41 +203,76 @@ def test_the_figures_of_a_proof_are_those_of_its_pictures(tmp_path: Path) -> Non
     assert proof.rank_correlation == pytest.approx(0.8)  # ranks 1 2 3 4 against 1 2 4 3
 
 
-def test_a_score_is_called_by_the_highest_threshold_that_it_is_above() -> None:
-    lines = {"REVIEW": 1.0, "NG": 2.0}
-    assert [verdict(score, lines) for score in (0.5, 1.0, 1.5, 2.5)] == ["OK", "OK", "REVIEW", "NG"]
-    assert provisional([1.0, 2.0, 3.0])["unusual"] == pytest.approx(3.05)
+def test_too_few_good_parts_for_a_verdict_get_a_threshold_of_the_proofs_own_and_it_says_so(tmp_path: Path) -> None:
+    verdicts = known([1.0, 2.0])
+    lines = {"plate": thresholds_of(verdicts, "plate", [1.0, 2.0, 3.0])}
+    assert lines["plate"]["unusual"] == pytest.approx(3.05)
+    assert source_of(verdicts, ["plate"]) == (
+        "just above the good parts of this proof in plate: verdicts need 5 good parts"
+    )
+    pictures = [Picture(save(tmp_path / "0.png", plate(0)), "0.png", "good", "plate")] * 2
+    compared = compare(pictures, [3.0, 3.1], [None, None], [found(3.2), found(3.2)], verdicts, lines)
+    assert [one.is_flip for one in compared] == [True, False]
 
 
 @pytest.mark.usefixtures("written")
-def test_thresholds_are_those_of_the_runs_verdict_which_travels_along(fitted: Path, data: Path, tmp_path: Path) -> None:
+def test_the_runs_budgets_decide_in_the_proof_and_travel_along(fitted: Path, data: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(fitted, tmp_path / "run"))
-    (run / "verdict.toml").write_text("[limits.plate]\nreview_above = 0.4\nreject_above = 0.5\n")
+    budgets = VerdictSettings(rule="average", review_at=0.4, reject_at=0.2)
+    verdicts = replace(read_verdicts(run), settings=budgets)
+    write_verdicts(run, verdicts)
     proof = export_run(run, tmp_path / "bundle", "onnx", data=data)
-    assert proof.thresholds == {"plate": {"REVIEW": 0.4, "NG": 0.5}}
-    assert "verdict.toml" in Bundle(tmp_path / "bundle").read_record().files
-    (run / "verdict.toml").write_text("review_at = 0.05\n")
-    with pytest.raises(BundleError, match="expected limits with review_above"):
-        export_run(run, tmp_path / "another", "onnx", data=data)
+    review, reject, _ = verdicts.limits("plate")
+    assert proof.thresholds == {"plate": {"REVIEW": review.threshold, "NG": reject.threshold}}
+    assert proof.on_the_line >= 1 and ("scores on a threshold", str(proof.on_the_line)) in proof.summary()
+    assert read_verdicts(tmp_path / "bundle").settings == budgets
+    assert read_verdicts(tmp_path / "bundle").good.scores().tolist() == verdicts.good.scores().tolist()
 
 
 @pytest.mark.usefixtures("written")
 def test_good_parts_of_a_run_in_bf16_are_scored_again_in_float32(fitted: Path, data: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(fitted, tmp_path / "run"))
-    content = json.loads((run / "run.json").read_text())
-    exact = content["good_scores"]["plate"]
-    content |= {"precision": "bf16", "good_scores": {"plate": [score + 0.1 for score in exact]}}
-    (run / "run.json").write_text(json.dumps(content))
+    exact = read_verdicts(run)
+    shifted = tuple(part.model_copy(update={"score": part.score + 0.1}) for part in exact.good.of("plate"))
+    rounded = {"conditions": {**exact.good.conditions, "precision": "bf16"}, "parts": {"plate": shifted}}
+    write_verdicts(run, replace(exact, good=exact.good.model_copy(update=rounded)))
     said: list[str] = []
     export_run(run, tmp_path / "bundle", "onnx", data=data, notify=said.append)
-    record = Bundle(tmp_path / "bundle").read_record()
-    np.testing.assert_allclose(record.good_scores["plate"], exact, rtol=1e-5)
-    assert "scored again in float32" in said[0] and record.conditions["precision"] == "bf16"
-    with pytest.raises(BundleError, match="were scored in bf16, a bundle computes in float32; give --data ROOT"):
+    good = read_verdicts(tmp_path / "bundle").good
+    np.testing.assert_allclose(good.scores(), exact.good.scores(), rtol=1e-5)
+    assert "scored again in float32" in said[0]
+    assert (good.conditions["precision"], good.conditions["backend"]) == ("float32", "onnx")
+    with pytest.raises(BundleError, match="precision was bf16, is float32; give --data ROOT"):
         export_run(run, tmp_path / "another", "onnx")
-    (run / "verdict.toml").write_text("[limits.plate]\nreview_above = 0.4\nreject_above = 0.5\n")
-    with pytest.raises(BundleError, match=r"thresholds of .* were learnt in bf16"):
+    further = rounded | {"parts": {"plate": (*shifted, shifted[0].model_copy(update={"part": "added later"}))}}
+    write_verdicts(run, replace(exact, good=exact.good.model_copy(update=further)))
+    with pytest.raises(BundleError, match=r"not all of them were kept aside by the fit: .*--anew --precision float32"):
         export_run(run, tmp_path / "another", "onnx", data=data)
+
+
+@pytest.mark.parametrize("setting", [{"tiles": (1, 2)}, {"roi": "roi.png"}])
+def test_a_bundle_sees_tiles_and_the_region_of_interest_as_its_run_does(
+    setting: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    if "roi" in setting:
+        inside = np.zeros((HEIGHT, WIDTH), np.uint8)
+        inside[8:40, 8:56] = 255
+        setting = {"roi": save(tmp_path / "roi.png", inside)}
+    method = {"backbone": "resnet10t.c3_in1k", "weights": "random", "image_size": 32, "features": 12}
+    settings = {"method": method, "data": {"holdout": 0.5, **setting}, "training": {"precision": "float32"}}
+    fit("padim", data, tmp_path / "run", settings=settings)
+    with pytest.raises(DataError, match="give --data ROOT"):
+        export_run(tmp_path / "run", tmp_path / "bundle", "onnx")
+    export_run(tmp_path / "run", tmp_path / "bundle", "onnx", data=data)
+    run, bundle = threecad.load(tmp_path / "run"), threecad.load(tmp_path / "bundle")
+    part = plate(300)
+    part[20:24, 30:36] = 0
+    expected, answered = run(part), bundle(part)
+    assert (answered.verdict, answered.good_share) == (expected.verdict, expected.good_share)
+    assert [one.box for one in answered.regions] == [one.box for one in expected.regions]
+    assert answered.score == pytest.approx(expected.score, rel=1e-3)
+    np.testing.assert_allclose(answered.anomaly_map, expected.anomaly_map, rtol=1e-3, atol=1e-3)
+    assert verify(tmp_path / "bundle").verdict_flips == 0
 
 
 @pytest.mark.slow
@@ -241,7 +293,7 @@ def test_good_parts_are_altered_where_no_defects_are_known(fitted: Path, data: P
     proof = export_run(fitted, tmp_path / "bundle", "onnx", data=plain)
     assert "pasting a patch" in proof.defective_parts
     altered = [one for one in proof.images if one.kind == "defective"]
-    assert len(altered) == 3
+    assert len(altered) == 6
     for one in altered:
         whole = read_image(plain / one.image.removeprefix("altered/"))
         if (there := tmp_path / "bundle" / "pictures" / one.image).is_file():
@@ -251,7 +303,7 @@ def test_good_parts_are_altered_where_no_defects_are_known(fitted: Path, data: P
 @pytest.mark.usefixtures("written")
 def test_another_data_root_than_the_fits_is_refused(fitted: Path, tmp_path: Path) -> None:
     save(tmp_path / "data" / "plate" / "train" / "good" / "another.png", plate(0))
-    with pytest.raises(DataError, match=r"kept aside in .*, found no plate/train/good/\d+.png and 2 more"):
+    with pytest.raises(DataError, match=r"kept aside in .*, found no plate/train/good/\d+.png and 5 more"):
         export_run(fitted, tmp_path / "bundle", "onnx", data=tmp_path / "data")
     assert not (tmp_path / "bundle").exists()
 

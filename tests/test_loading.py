@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import resource
 import shutil
@@ -17,9 +18,10 @@ import pytest
 from PIL import Image
 
 from threecad.data.loading import Rows, clear_packs, content_hashes, load_images, load_masks, packs
-from threecad.data.tree import Category, read_category
+from threecad.data.readers import Category, read_category
 from threecad.errors import DataError
 from threecad.images import read_image, read_mask
+from threecad.records import Sample, Split
 
 SIZE = (32, 48)
 
@@ -88,6 +90,37 @@ def test_a_file_changed_to_one_of_equal_length_and_time_is_noticed(plate: Catego
     assert content_hashes([path]) != before
 
 
+def test_hashing_reports_only_the_files_that_it_has_to_read(plate: Category) -> None:
+    paths = [sample.image for sample in plate.train]
+    reports: list[tuple[int, int]] = []
+    first = content_hashes(paths, lambda done, count: reports.append((done, count)))
+    assert first == [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    assert reports == [(number + 1, 12) for number in range(12)]
+    repaint(paths[3], 7)
+    reports.clear()
+    again = content_hashes([*paths, paths[3]], lambda done, count: reports.append((done, count)))
+    assert reports == [(1, 1)]
+    assert again[:3] == first[:3] and again[3] == again[12] != first[3]
+
+
+def test_a_file_name_that_is_not_utf_8_is_hashed_and_remembered(plate: Category) -> None:
+    path = plate.train[0].image
+    named = path.rename(path.parent / os.fsdecode(b"teil_\xfc.png"))
+    reports: list[int] = []
+    for _ in range(2):
+        (found,) = content_hashes([named], lambda done, count: reports.append(done))
+        assert found == hashlib.sha256(named.read_bytes()).hexdigest()
+    assert reports == [1]
+
+
+def test_a_link_to_nowhere_is_named_with_where_it_points(plate: Category, tmp_path: Path) -> None:
+    path = plate.train[5].image
+    path.unlink()
+    path.symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"005\.png is a link to .*nowhere\.png, which is not there"):
+        decoded(plate)
+
+
 def test_another_size_is_another_pack(plate: Category) -> None:
     decoded(plate)
     images, count = decoded(plate, (16, 16))
@@ -113,6 +146,17 @@ def test_packs_can_be_listed_and_cleared(plate: Category, cache: Path) -> None:
     assert decoded(plate)[1] == 12
 
 
+def test_clearing_leaves_what_is_not_ours(plate: Category, cache: Path) -> None:
+    decoded(plate)
+    mine, ours = cache / "pixels" / "holiday.npy", cache / "pixels" / ".building-x1y2"
+    mine.write_bytes(b"mine")
+    ours.mkdir()
+    (ours / "pack.npy").write_bytes(b"half")
+    assert clear_packs() > 0
+    assert [path.name for path in (cache / "pixels").iterdir()] == ["holiday.npy"]
+    assert clear_packs() == 0
+
+
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
 def test_a_damaged_pack_is_built_again(plate: Category, damage: str) -> None:
     whole = decoded(plate)[0].copy()
@@ -134,7 +178,7 @@ def test_a_damaged_memory_of_hashes_is_forgotten(plate: Category, cache: Path) -
 def test_two_processes_may_build_the_same_pack_at_once(plate: Category, tree: Path, cache: Path) -> None:
     code = (
         "import sys, hashlib; from pathlib import Path\n"
-        "from threecad.data.loading import load_images; from threecad.data.tree import read_category\n"
+        "from threecad.data.loading import load_images; from threecad.data.readers import read_category\n"
         f"images = load_images(read_category(Path(sys.argv[1]), 'plate').train, {SIZE})\n"
         "print(hashlib.sha256(images.tobytes()).hexdigest())"
     )
@@ -222,3 +266,38 @@ def test_rows_are_chosen_rows_of_a_pack() -> None:
     assert len(rows) == 3
     assert np.array_equal(rows[np.array([0, 1])], pack[[4, 0]])
     assert np.array_equal(np.stack(list(rows)), pack[[4, 0, 2]])
+
+
+# --- how files become pixels -----------------------------------------------------------------------------------------
+
+
+def test_another_number_of_bits_is_another_pack_and_another_limit_is_not(tmp_path: Path) -> None:
+    levels = np.linspace(0, 4095, 48 * 64).reshape(48, 64).astype(np.uint16)
+    image = tmp_path / "deep.png"
+    Image.fromarray(levels).save(image)
+    samples = [Sample(image, None, "plate", "good", Split.TRAIN)]
+    whole, twelve = (load_images(samples, (48, 64), decoding=decoding) for decoding in ({}, {"bits": 12}))
+    assert whole.max() == 16 and twelve.max() == 255
+    load_images(samples, (48, 64), decoding={"bits": 12, "max_pixels": 5000})
+    assert len(packs()) == 2
+
+
+def test_an_image_of_more_pixels_than_allowed_is_refused_while_it_is_loaded(plate: Category) -> None:
+    with pytest.raises(DataError, match=r"--set data\.max_pixels=3072 allows it"):
+        load_images(plate.train, SIZE, decoding={"max_pixels": 3071})
+    with pytest.raises(DataError, match=r"--set data\.max_pixels=3072 allows it"):
+        load_masks(plate.test, SIZE, decoding={"max_pixels": 3071})
+
+
+def test_a_run_reads_all_images_as_its_settings_say(tmp_path: Path) -> None:
+    import threecad
+
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        (tmp_path / "plate").mkdir(exist_ok=True)
+        pixels = rng.integers(0, 4096, (48, 64)).astype(np.uint16)
+        Image.fromarray(pixels).save(tmp_path / "plate" / f"{number}.png")
+    method = {"backbone": "resnet10t.c3_in1k", "weights": "random", "image_size": 64, "features": 12}
+    threecad.fit("padim", tmp_path / "plate", tmp_path / "run", settings={"method": method, "data": {"bits": 12}})
+    assert threecad.load(tmp_path / "run").decoding == {"bits": 12}
+    assert [pack.count for pack in packs()] == [4]

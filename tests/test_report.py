@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,8 +13,11 @@ import pytest
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from threecad.overlay import COLOURS, LINE, Scale, colour, outlined, overlay, side_by_side
-from threecad.report.page import Part, choose, is_mistake, precision_recall, report_run, roc, threshold
+from threecad.report.album import Part, choose, is_mistake
+from threecad.report.curves import precision_recall, roc, training_curves
+from threecad.report.page import judged, report_run
 from threecad.runs import RunFolder
+from threecad.verdicts import AREAS_PX, GoodPart, GoodScores, Verdicts, Word
 
 SCALE = Scale(low=1.0, threshold=2.0, high=4.0)
 
@@ -56,13 +60,13 @@ def test_a_line_is_wider_on_a_larger_image_and_the_image_itself_is_not_drawn_upo
 
 
 def test_one_scale_serves_all_maps_of_a_run() -> None:
-    scores = np.linspace(10, 20, 101)
-    scale = Scale.of_good(scores)
+    verdicts = of_scores(np.linspace(10, 20, 101))
+    scale = Scale.of_good(verdicts)
     assert scale is not None
-    assert (scale.low, scale.threshold) == (15.0, pytest.approx(19.8))
+    assert (scale.low, scale.threshold) == (pytest.approx(15.0), verdicts.limits().region.threshold)
     assert scale.high > scale.threshold
-    assert Scale.of_good([]) is None
-    alike = Scale.of_good([3.0, 3.0])
+    assert Scale.of_good(of_scores([])) is None
+    alike = Scale.of_good(of_scores([3.0] * 9))
     assert alike is not None and alike.low < alike.threshold < alike.high
 
 
@@ -97,28 +101,40 @@ def test_curves_equal_those_of_scikit_learn_with_ties() -> None:
     np.testing.assert_allclose(ours[::-1], np.stack([recall, precision], axis=1)[:-1], atol=1e-12)
 
 
-def part(score: float, is_defect: bool) -> Part:
-    return Part(f"{score}.png", "plate", "dent" if is_defect else "good", is_defect, score, None, b"")
+def part(score: float, is_defect: bool, limit: float = 499.5) -> Part:
+    verdict: Word = "NG" if score > limit else "OK"
+    return Part(f"{score}.png", "plate", "dent" if is_defect else "good", is_defect, score, None, verdict, b"")
+
+
+def of_scores(scores: list[float] | np.ndarray) -> Verdicts:
+    parts = (GoodPart(part=str(n), score=s, peaks=(s,) * len(AREAS_PX)) for n, s in enumerate(scores))
+    return Verdicts(GoodScores(parts={"plate": tuple(parts)}))
 
 
 def test_all_mistakes_are_shown_before_an_even_choice_of_the_others() -> None:
     parts = [part(float(n), is_defect=n >= 500) for n in range(1000)]
     parts += [part(100.5, True), part(900.5, False)]  # missed, false alarm
-    chosen = choose(parts, 499.5, most=20)
+    chosen = choose(parts, most=20)
     assert len(chosen) == 20
     assert [p.score for p in chosen] == sorted((p.score for p in chosen), reverse=True)
-    assert {p.score for p in chosen if is_mistake(p, 499.5)} == {100.5, 900.5}
+    assert {p.score for p in chosen if is_mistake(p)} == {100.5, 900.5}
     assert chosen[0].score == 999.0 and chosen[-1].score == 0.0
 
 
-def test_the_threshold_comes_from_good_parts_kept_aside_or_confesses_that_it_does_not() -> None:
-    parts = [part(1, False), part(2, False), part(3, True), part(4, True)]
-    kept_aside = threshold(parts, [0.0, 1.0])
-    assert kept_aside.value == pytest.approx(0.98)
-    assert "2 good parts kept aside" in kept_aside.why
-    chosen = threshold(parts, [])
-    assert [is_mistake(p, chosen.value) for p in parts] == [False] * 4
-    assert "no honest choice" in chosen.why
+def test_verdicts_are_those_of_the_run_or_it_is_confessed_that_they_are_not() -> None:
+    parts = [part(score, score > 2) for score in (1.0, 2.0, 3.0, 4.0)]
+    shown, promises = judged(parts, of_scores(np.arange(20.0)))
+    assert shown == parts
+    assert promises[0].startswith("Of good parts like these 20, at most 14 % are rejected, with 95 % confidence")
+    shown, (confession,) = judged(parts, of_scores([]))
+    assert [one.verdict for one in shown] == ["OK", "OK", "NG", "NG"]
+    assert "no honest choice" in confession
+
+
+def test_what_is_set_aside_is_no_mistake() -> None:
+    missed, alarm = part(1.0, True), part(900.0, False)
+    assert is_mistake(missed) and is_mistake(alarm)
+    assert not is_mistake(replace(missed, verdict="REVIEW")) and not is_mistake(replace(alarm, verdict="REVIEW"))
 
 
 class References(HTMLParser):
@@ -151,6 +167,8 @@ def test_the_page_needs_nothing_else_and_says_what_scores_json_says(tree: Path, 
         for title, key in zip(("I-AUROC", "P-AUROC", "P-PRO", "AP"), keys, strict=True)
     ]
     assert text.count("data:image/jpeg") == 8
+    (promise, *_) = RunFolder(run).read_verdicts().sentences()
+    assert promise in text and "6 good parts" in text  # in words, and in the plot of their scores
     shown = [float(score) for score in re.findall(r"<figcaption><b>([-\d.e+]+)</b>", text)]
     assert shown == sorted(shown, reverse=True) and len(shown) == 8
     assert RunFolder(run).scores_file.exists()
@@ -160,12 +178,11 @@ def test_a_page_without_masks_and_without_good_scores_still_stands(tree: Path, t
     shutil.rmtree(tree / "plate" / "ground_truth")
     run = tmp_path / "run"
     shutil.copytree(fitted, run)
-    record = RunFolder(run).read_record()
-    record.good_scores = {}
-    RunFolder(run).write_record(record)
+    RunFolder(run).write_verdicts(of_scores([]))
     report_run(run, tree, file=tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<div>P-AUROC<b>–</b></div>" in text
+    assert "no honest choice" in text
     assert "nan" not in text.lower().split()
 
 
@@ -194,3 +211,15 @@ def test_the_demo_leaves_everything_it_promises(tmp_path: Path, embedded: str, m
     (tmp_path / "own" / "a.txt").touch()
     with pytest.raises(RunError, match="files already"):
         demo.run_demo(tmp_path / "own", counting=counting)
+
+
+def test_training_curves_tell_each_phase_and_term_of_the_log_and_many_steps_are_averaged(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.csv"
+    lines = [f"joint,{step},0.001,recovery,{1000 / step:.6g}" for step in range(1, 1001)]
+    log.write_text("\n".join(["phase,step,rate,term,value", *lines, "late,1,0.1,bce,0.5"]) + "\n")
+    joint, late = training_curves(log)
+    assert (joint["phase"], joint["steps"], list(joint["paths"])) == ("joint", 1000, ["recovery"])
+    assert joint["paths"]["recovery"].count("L") == 199
+    assert joint["paths"]["recovery"].startswith("M0.00,0.00L")
+    assert (late["phase"], late["steps"]) == ("late", 1)
+    assert training_curves(tmp_path / "none.csv") == []

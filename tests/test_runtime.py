@@ -80,7 +80,8 @@ def test_a_bundle_answers_as_its_run_does(backend: str, bundles: dict[str, Path]
     expected, found = threecad.load(fitted)(pictures), threecad.load(bundles[backend])(pictures)
     for one, other in zip(expected, found, strict=True):
         assert other.score == pytest.approx(one.score, rel=1e-4)
-        assert other.good_share == one.good_share
+        assert (other.verdict, other.good_share) == (one.verdict, one.good_share)
+        assert [region.box for region in other.regions] == [region.box for region in one.regions]
         np.testing.assert_allclose(other.anomaly_map, one.anomaly_map, rtol=1e-3, atol=1e-4)
 
 
@@ -113,6 +114,9 @@ def test_the_line_pc_needs_no_torch_to_predict_and_to_verify(
     (line,), (run,) = (list(csv.DictReader((tmp_path / name / "predictions.csv").open())) for name in ("line", "run"))
     assert float(line["score"]) == pytest.approx(float(run["score"]), rel=1e-4)
     assert {key: line[key] for key in line if key != "score"} == {key: run[key] for key in run if key != "score"}
+    lines, runs = ((tmp_path / name / "regions.jsonl").read_text() for name in ("line", "run"))
+    boxes = [[region["box"] for region in json.loads(text)["regions"]] for text in (lines, runs)]
+    assert boxes[0] == boxes[1]
     assert (tmp_path / "line" / line["map"]).is_file() and (tmp_path / "line" / line["overlay"]).is_file()
     verified = on_line_pc(line_pc, "verify", str(bundles["onnx"]))
     assert verified.returncode == 0, verified.stderr
@@ -191,7 +195,7 @@ def edit(change: Callable[[dict], object]) -> Callable[[Path], object]:
         (lambda bundle: (bundle / "detector.onnx").unlink(), "the bundle is incomplete: .*detector.onnx"),
         (lambda bundle: (bundle / "bundle.json").unlink(), "expected a bundle with bundle.json"),
         (lambda bundle: (bundle / "bundle.json").write_text("{"), "bundle.json is not readable"),
-        (edit(lambda content: content["good_scores"]["plate"].append(9.0)), "was changed after the export"),
+        (edit(lambda content: content["map_units"].update(tile=[0.0, 1.0])), "was changed after the export"),
         (edit(lambda content: content.update(format=99)), "expected bundle format 1, found 99"),
         (edit(lambda content: content.update(backend="tensorrt")), "bundle.json is damaged: backend"),
     ],

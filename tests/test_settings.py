@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import tomli_w
@@ -11,8 +12,18 @@ from pydantic import ValidationError
 from threecad.errors import SettingsError
 from threecad.methods import METHODS
 from threecad.methods.cfrg import CFRGConfig
+from threecad.methods.realnet import RealNetConfig
 from threecad.presets import build, resolve_settings
-from threecad.settings import EMBEDDED_BACKBONE, merge, parse_pairs, read_toml, validate
+from threecad.settings import (
+    EMBEDDED_BACKBONE,
+    DataSettings,
+    TrainingSettings,
+    merge,
+    parse_pairs,
+    read_settings,
+    read_toml,
+    validate,
+)
 
 
 @pytest.mark.parametrize(
@@ -65,12 +76,58 @@ def test_later_layers_win_and_leave_other_keys_alone() -> None:
         ),
         ({"training": {"steps": 0}}, "setting 'training.steps': Input should be greater than or equal to 1; found 0"),
         ({"data": {"holdout": 1.0}}, "setting 'data.holdout': Input should be less than 1; found 1.0"),
+        (
+            {"evaluation": {"size": 0}},
+            "setting 'evaluation.size': expected a height and a width between 16 and 4096 px; found 0",
+        ),
+        (
+            {"evaluation": {"size": [0, 64]}},
+            "setting 'evaluation.size': expected a height and a width between 16 and 4096 px; found [0, 64]",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_what_would_be_right(tables: dict[str, dict[str, object]], message: str) -> None:
     with pytest.raises(SettingsError) as refused:
         validate(tables, CFRGConfig)
     assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value"),
+    [
+        ("data", "holdout", -0.1),
+        ("data", "holdout", float("nan")),
+        ("data", "max_pixels", 0),
+        ("data", "max_pixels", 10**12),
+        ("data", "bits", 8),
+        ("data", "bits", 17),
+        ("training", "steps", 10**12),
+        ("training", "batch", 0),
+        ("training", "batch", 10**9),
+        ("training", "devices", 0),
+        ("training", "devices", 10**6),
+        ("training", "seed", -1),
+        ("training", "seed", 2**63),
+        ("training", "checkpoint_s", 0),
+        ("training", "checkpoint_s", float("inf")),
+        ("training", "steps", True),
+        ("evaluation", "size", True),
+        ("evaluation", "size", -5),
+        ("evaluation", "size", 10_000),
+    ],
+)
+def test_a_value_out_of_its_bounds_is_refused_before_a_fit(table: str, key: str, value: object) -> None:
+    with pytest.raises(SettingsError, match=f"setting '{table}.{key}'"):
+        validate({table: {key: value}}, CFRGConfig)
+
+
+def test_every_number_of_the_shared_tables_has_a_lower_and_an_upper_bound() -> None:
+    for model in (DataSettings, TrainingSettings):
+        for name, field in model.model_fields.items():
+            kinds = {field.annotation, *get_args(field.annotation)}
+            bounds = {kind for limit in field.metadata for kind in ("ge", "gt", "le", "lt") if hasattr(limit, kind)}
+            if kinds & {int, float}:
+                assert bounds & {"ge", "gt"} and bounds & {"le", "lt"}, name
 
 
 def test_one_number_is_a_square() -> None:
@@ -99,7 +156,7 @@ def test_what_is_written_beside_a_result_gives_the_same_settings_again(name: str
         settings = resolve_settings(name, {"training": {"preset": preset}})
         file = tmp_path / "settings.toml"
         file.write_text(tomli_w.dumps(settings.as_tables()), encoding="utf-8")
-        again = resolve_settings(name, read_toml(file))
+        again = resolve_settings(name, read_settings(file, METHODS[name].Config))
         assert again == settings
 
 
@@ -108,7 +165,7 @@ def test_the_quick_preset_lies_between_the_methods_defaults_and_what_is_asked() 
     quick = resolve_settings("cfrg", {"training": {"preset": "quick"}})
     asked = resolve_settings("cfrg", {"training": {"preset": "quick"}}, {"training": {"batch": 3}})
     assert paper.training.steps is None and paper.data.holdout == 0
-    assert quick.training.steps == METHODS["cfrg"].quick.training["steps"] and quick.data.holdout == 0.1
+    assert quick.training.steps == METHODS["cfrg"].quick.training["steps"] and quick.data.holdout is None
     assert asked.training.batch == 3 and asked.training.steps == quick.training.steps
 
 
@@ -124,6 +181,53 @@ def test_a_settings_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> N
     file.write_text("[training\nsteps = 5")
     with pytest.raises(SettingsError, match=r"broken\.toml is not a readable TOML file: .*line 1"):
         read_toml(file)
+
+
+def test_paths_in_a_settings_file_start_at_the_file_and_others_at_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    file = tmp_path / "own" / "settings.toml"
+    file.parent.mkdir()
+    file.write_text(
+        '[data]\nexclude = "bad.txt"\ntextures = "../dtd"\n[method]\nweights = "wrn.pth"\nsdas_dir = "/sdas"\n'
+    )
+    read = read_settings(Path("../own/settings.toml"), RealNetConfig)
+    settings = resolve_settings("realnet", read)
+    assert settings.data.exclude is not None and settings.data.exclude.resolve() == tmp_path / "own" / "bad.txt"
+    assert isinstance(settings.data.textures, Path) and settings.data.textures.resolve() == tmp_path / "dtd"
+    assert Path(settings.method.weights).resolve() == tmp_path / "own" / "wrn.pth"
+    assert settings.method.sdas_dir == Path("/sdas")
+
+    named = resolve_settings("realnet", read, parse_pairs(["data.exclude=bad.txt", "data.textures=procedural"]))
+    assert named.data.exclude == tmp_path / "here" / "bad.txt"
+    assert named.data.textures == "procedural"
+
+
+def test_words_in_a_settings_file_are_no_paths(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('[data]\ntextures = "procedural"\n[method]\nweights = "random"\nbackbone = "embedded"\n')
+    tables = {"data": {"textures": "procedural"}, "method": {"weights": "random", "backbone": "embedded"}}
+    assert read_settings(file, CFRGConfig) == tables
+
+
+def test_settings_written_beside_a_result_name_their_files_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = resolve_settings("cfrg", {"data": {"exclude": "bad.txt"}, "method": {"weights": "own.safetensors"}})
+    file = tmp_path / "run" / "settings.toml"
+    file.parent.mkdir()
+    file.write_text(tomli_w.dumps(settings.as_tables()), encoding="utf-8")
+    monkeypatch.chdir("/")
+    assert resolve_settings("cfrg", read_settings(file, CFRGConfig)) == settings
+
+
+def test_a_settings_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "notepad.toml"
+    file.write_text("[training]\nseed = 3\n", encoding="utf-8-sig")
+    assert read_toml(file) == {"training": {"seed": 3}}
 
 
 def test_a_value_where_a_table_belongs_is_named() -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Generator, Tensor
 
-from threecad.errors import DataError
+from threecad.errors import DataError, SettingsError
 from threecad.synthesis import augment
 from threecad.synthesis.blending import TextureSynthesizer
 from threecad.synthesis.colour import AXES, hsv_to_rgb, rgb_to_hsv
@@ -185,8 +185,15 @@ def test_an_unreadable_texture_is_an_error_naming_the_file(tmp_path: Path) -> No
         texture_source(tmp_path).sample(1, SIZE, seeded())
 
 
-def test_procedural_textures_are_varied_and_within_range() -> None:
+def test_without_a_choice_of_textures_the_first_use_is_an_error_that_names_the_setting() -> None:
     source = texture_source(None)
+    for use in (lambda: TextureSynthesizer(source).source, lambda: source.sample(1, SIZE, seeded())):
+        with pytest.raises(SettingsError, match=r"'data\.textures': .*\n.*data\.textures = \"procedural\""):
+            use()
+
+
+def test_procedural_textures_are_varied_and_within_range() -> None:
+    source = texture_source("procedural")
     assert source.name == "procedural"
     textures = source.sample(48, (64, 64), seeded())
     assert textures.min() >= 0

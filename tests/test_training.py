@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -60,16 +60,19 @@ class Shade(Detector):
     def phases(self, textures: object) -> Iterator[Phase]:
         optimizer = torch.optim.SGD(self.colour.parameters(), lr=0.1)
         yield GradientPhase("colour", self.losses, [self.colour], [optimizer], **self.phase)
-        state = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in (("n", ()), ("sum", (3, 32, 32)))}
 
-        def observe(batch: Batch) -> None:
+        def empty_sums() -> dict[str, Tensor]:
+            return {name: torch.zeros(shape, dtype=torch.float64) for name, shape in (("n", ()), ("sum", (3, 32, 32)))}
+
+        def observe(sums: Mapping[str, Tensor], batch: Batch) -> None:
             self.observed.append(batch.image)
-            state["n"] += len(batch.image)
-            state["sum"] += batch.image.double().sum(dim=0)
+            sums["n"].add_(len(batch.image))
+            sums["sum"].add_(batch.image.double().sum(dim=0))
 
-        yield StatisticsPhase(
-            "mean", state, observe, lambda: self.mean.copy_(state["sum"] / state["n"]), duration=self.looks
-        )
+        def conclude(sums: Mapping[str, Tensor]) -> None:
+            self.mean.copy_(sums["sum"] / sums["n"])
+
+        yield StatisticsPhase("mean", empty_sums, observe, conclude, duration=self.looks)
 
 
 def numbered(count: int) -> Rows:

@@ -2,7 +2,7 @@
 
     threecad.fit("cfrg", "parts/", "runs/one", settings={"training": {"preset": "quick"}})
     predictor = threecad.load("runs/one")
-    predictor("part.png").score                # a path, a PIL image or pixels (H, W, 3) uint8; or a list of those
+    predictor("part.png").verdict              # OK, REVIEW or NG of a path, a PIL image or pixels (H, W, 3) uint8
 
 Names load what they need on first use, so that `import threecad` is light.
 """

@@ -19,10 +19,14 @@ from threecad.nets.pyramid import Pyramid
 from threecad.nets.weights import file_sha256
 from threecad.runs import RunFolder, RunRecord
 from threecad.settings import validate
+from threecad.verdicts import GoodScores, Verdicts
 
 
-def save_detector(run: RunFolder, detector: Detector, record: RunRecord) -> None:
-    """Write the fitted detector, then the record that calls it finished, then drop the state of the fit.
+def save_detector(run: RunFolder, detector: Detector, record: RunRecord, good: GoodScores | None = None) -> None:
+    """Write the fitted detector and its verdicts, then the record that calls it finished; drop the state of the fit.
+
+    Args:
+        good: what is known of the good parts; their conditions are stamped here.
 
     Raises:
         RunError: a tensor is not finite; nothing is written.
@@ -34,6 +38,9 @@ def save_detector(run: RunFolder, detector: Detector, record: RunRecord) -> None
     if file is not None:
         link_or_copy(file, run.backbone_file)
     record.detector_sha256 = file_sha256(run.detector_file)
+    conditions = dict(record.conditions(detector.config.image_size, record.precision))
+    known = good or GoodScores(parts=dict.fromkeys(record.categories, ()))
+    run.write_verdicts(Verdicts(known.model_copy(update={"conditions": conditions})))
     record.finished = True
     run.write_record(record)
     run.state_file.unlink(missing_ok=True)

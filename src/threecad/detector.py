@@ -13,8 +13,9 @@ none of a detector's business; the texture source is handed in.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -22,10 +23,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import _register_namedtuple
 
-from threecad.errors import DataError
+from threecad.errors import DataError, SettingsError
 from threecad.records import Batch, Paper, Prediction
 from threecad.schedules import Schedule, constant
-from threecad.settings import MethodConfig
+from threecad.settings import AUTO, MethodConfig
 from threecad.synthesis import Synthesizer, TextureSource
 
 # So that exported programs can be saved; PyTorch's public registration takes dataclasses only.
@@ -50,16 +51,17 @@ class Steps:
 
 @dataclass(frozen=True)
 class StatisticsPhase:
-    """One look at the training images, without gradient, that ends in closed form.
+    """A pass over the training images, without gradient, that ends in closed form.
 
-    `observe` adds to the float64 tensors in `state` in place and nothing else: the loop sums them over processes
-    before it calls `conclude`, which writes the detector's buffers. Interrupted, the phase starts again from zero.
+    When the phase starts, the loop asks for `empty_sums`, float64 tensors by name, and moves them to its device.
+    `observe` adds a batch to the tensors that it is handed, in place, and changes nothing else. Their totals over all
+    processes go to `conclude`, which writes the detector's buffers. Interrupted, the phase starts again from zero.
     """
 
     name: str
-    state: MutableMapping[str, Tensor]
-    observe: Callable[[Batch], None]
-    conclude: Callable[[], None]
+    empty_sums: Callable[[], dict[str, Tensor]]
+    observe: Callable[[Mapping[str, Tensor], Batch], None]
+    conclude: Callable[[Mapping[str, Tensor]], None]
     synthesizer: Synthesizer | None = None
     duration: Epochs | Steps = Epochs(1)
 
@@ -104,10 +106,17 @@ class Detector(nn.Module, ABC):
     Config: ClassVar[type[MethodConfig]]
     scope: ClassVar[Scope] = "category"  # "dataset": one model for all categories
     batch: ClassVar[int] = 32  # the paper's
+    paper_precision: ClassVar[Literal["auto", "float32"]] = "float32"  # in the `paper` preset
     quick: ClassVar[Preset] = Preset()
+    leaves_out: ClassVar[bool] = False  # whether `left_out` knows the answer
 
     def __init__(self, config: MethodConfig) -> None:
         super().__init__()
+        if config.image_size == AUTO:
+            raise SettingsError(
+                "setting 'method.image_size': 'auto' is settled by a fit, from the parts' shape; "
+                "expected a height and a width here"
+            )
         self.config = config
 
     def __call__(self, image: Tensor) -> Prediction:
@@ -118,7 +127,8 @@ class Detector(nn.Module, ABC):
         """
         expected = (3, *self.config.image_size)
         shape = tuple(getattr(image, "shape", ()))
-        if len(shape) != 4 or shape[1:] != expected or not image.is_floating_point():
+        fits = isinstance(image, Tensor) and image.is_floating_point() and shape[1:] == expected and len(shape) == 4
+        if not fits:
             kind = getattr(image, "dtype", type(image).__name__)
             raise DataError(
                 f"expected images (B, {', '.join(map(str, expected))}) of floats in [0, 1], found {shape} of {kind}; "
@@ -133,6 +143,22 @@ class Detector(nn.Module, ABC):
         Args:
             image: (B, 3, H, W), RGB in [0, 1]; normalised inside.
         """
+
+    def left_out(self, image: Tensor) -> Prediction:
+        """Map and score of images that were learnt from, each as if the fit had left it out, in closed form.
+
+        Args:
+            image: as of `forward`.
+        """
+        raise NotImplementedError
+
+    @property
+    def least_batch(self) -> int:
+        """Fewest images a step and device from which the method can learn.
+
+        BatchNorm needs two values of each channel. An image as small as the coarsest stride has one position there.
+        """
+        return 2 if math.prod(self.config.image_size) == self.config.grid**2 else 1
 
     @abstractmethod
     def phases(self, textures: TextureSource) -> Iterator[Phase]:

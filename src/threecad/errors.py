@@ -50,8 +50,12 @@ class MetricError(ThreeCADError):
     """Scores and labels from which no metric can be computed."""
 
 
+_MOST_LISTED = 40
+"""Known names that a message lists, at most; nobody reads the 1,800 tags of timm."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: `; did you mean 'x'?`, else the known names."""
+    """The end of a sentence about an unknown name: `; did you mean 'x'?`, else the known names if they are few."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5) or difflib.get_close_matches(
         name.lower(), [known_name.lower() for known_name in names], n=1, cutoff=0.5
@@ -59,4 +63,4 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if close:
         original = next(known_name for known_name in names if known_name.lower() == close[0].lower())
         return f"; did you mean '{original}'?"
-    return f"; known: {', '.join(names)}" if names else ""
+    return f"; known: {', '.join(names)}" if 0 < len(names) <= _MOST_LISTED else ""

@@ -16,19 +16,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from threecad.checkpoint import load_detector
-from threecad.data.loading import Progress, content_hashes, load_images, load_masks
-from threecad.data.tree import Category, fingerprint, list_categories, read_category
+from threecad.data.loading import Progress, content_hashes, load_frames, load_masks
+from threecad.data.readers import Category, fingerprint, list_categories, read_category
 from threecad.errors import DataError, FileError, MetricError
 from threecad.files import write_json
-from threecad.images import resize_map
-from threecad.inference import predictor_of
+from threecad.images import image_size, limit_of
+from threecad.inference import predictor_of, recorded_framing
 from threecad.methods import METHODS
 from threecad.metrics.image import image_scores
 from threecad.metrics.pixel import pixel_scores
-from threecad.predictor import Found, Predictor, predict_all
+from threecad.predictor import Found, Predictor
 from threecad.records import Sample
 from threecad.runs import RunFolder, RunRecord
 
+IMAGE_METRICS = ("i_auroc", "i_ap", "i_f1_max", "fpr_at_95_tpr")
 PIXEL_METRICS = ("p_auroc", "p_pro", "p_pro_per_image", "p_ap", "p_f1_max")
 METRICS = ("i_auroc", "p_auroc", "p_pro", "p_pro_per_image", "p_ap", "i_ap", "p_f1_max", "i_f1_max", "fpr_at_95_tpr")
 
@@ -50,7 +51,7 @@ class Seen(NamedTuple):
     """A test image with what was found in it."""
 
     sample: Sample
-    pixels: np.ndarray  # (H, W, 3) uint8 at the detector's image size
+    pixels: np.ndarray  # (H, W, 3) uint8, the last frame: the whole picture where it is looked at
     found: Found
     mask: np.ndarray  # (h, w) uint8 of 0 and 1 at the evaluation's size
 
@@ -85,12 +86,13 @@ def evaluate_run(
     """
     folder, root = RunFolder(Path(run)), Path(data)
     detector, record = load_detector(folder)
-    predictor = predictor_of(detector, record, device=device, precision=precision, notify=notify)
+    framing = recorded_framing(folder, record)
+    predictor = predictor_of(detector, record, framing, device=device, precision=precision, notify=notify)
     scores = []
     for name in choose_categories(record, root, categories):
         category = _without_exclusions(read_category(root, name), record)
         if counting:  # the pack that `evaluate` will find in the cache
-            load_images(category.test, predictor.image_size, counting(f"decoding {category.name}"))
+            load_frames(category.test, framing, counting(f"decoding {category.name}"), predictor.decoding)
         shown = counting(f"scoring {category.name}") if counting else None
         scores.append(evaluate(predictor, record, category, progress=shown, on_image=on_image))
     content: dict[str, Any] = finite(with_mean(scores))
@@ -147,28 +149,34 @@ def evaluate(
 
     Raises:
         DataError: no test images, or one that cannot be read.
-        MetricError: only good, or only defective test images.
+        MetricError: only good test images, or only defective ones without masks.
     """
     size = _size(record)
     test = category.test
-    if not any(sample.is_defect for sample in test) or all(sample.is_defect for sample in test):
-        counts = f"{sum(not s.is_defect for s in test)} good and {sum(s.is_defect for s in test)} defective"
-        raise MetricError(f"category '{category.name}': expected good and defective test images, found {counts}")
-    images = load_images(test, predictor.image_size)
-    masks = load_masks(test, size)
+    defective = sum(sample.is_defect for sample in test)
+    if not defective or (defective == len(test) and not category.has_masks):
+        raise MetricError(
+            f"category '{category.name}': expected good and defective test images, "
+            f"found {len(test) - defective} good and {defective} defective"
+        )
+    frames = load_frames(test, predictor.view, decoding=predictor.decoding)
+    sizes = [image_size(sample.image, **limit_of(predictor.decoding)) for sample in test]
+    masks = load_masks(test, size, decoding=predictor.decoding)
     labels = np.array([sample.is_defect for sample in test])
     vanished = labels & ~masks.reshape(len(masks), -1).any(axis=1) & category.has_masks
 
     scores = np.empty(len(test))
     with _MapsOnDisk(len(test), size) as maps:
-        for index, found in enumerate(predict_all(predictor.network, images)):
+        for index, found in enumerate(predictor.inspect(zip(frames, sizes, strict=True))):
             scores[index] = found.score
-            maps[index] = resize_map(found.anomaly_map, size)
+            maps[index] = found.at(size)
             if on_image:
-                on_image(Seen(test[index], images[index], found, masks[index]))
+                on_image(Seen(test[index], frames[index, -1], found, masks[index]))
             if progress:
                 progress(index + 1, len(test))
-        by_image = asdict(image_scores(scores, labels))
+        by_image: dict[str, Any] = dict.fromkeys(IMAGE_METRICS)
+        if defective < len(test):
+            by_image = asdict(image_scores(scores, labels))
         by_pixel: dict[str, Any] = dict.fromkeys(PIXEL_METRICS)
         if category.has_masks and masks.any():
             by_pixel = asdict(pixel_scores(maps, masks, left_out_of_pro=vanished.tolist()))
@@ -267,6 +275,6 @@ def _size(record: RunRecord) -> tuple[int, int]:
 
 def _fingerprint(category: Category) -> str:
     """Of everything the scores stand on: the training images and the test images with their masks."""
-    files = [path for sample in category.samples for path in (sample.image, sample.mask) if path is not None]
+    files = [path for sample in category.samples for path in (sample.image, *sample.masks)]
     hashes = dict(zip(files, content_hashes(files), strict=True))
     return fingerprint(category.samples, hashes.__getitem__)

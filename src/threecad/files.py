@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=_PREFIX) as folder:
-            temporary = Path(folder) / path.name
+            temporary = Path(folder) / f"new{path.suffix}"  # some writers take no odd name, and need the suffix
             temporary.touch()
             mode = temporary.stat().st_mode  # what the umask grants; some writers make files for their owner only
             yield temporary
@@ -59,9 +59,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text."""
+    """Write UTF-8 text; what is none, in the name of a file, stands as `\\udcXX`."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def as_text(name: str) -> str:
+    """A file's name as text that any encoding takes: odd bytes of a name that is no UTF-8 stand as `\\udcXX`."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def write_json(path: Path, content: object) -> None:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from threecad.detector import Detector, GradientPhase, Phase, Steps
-from threecad.errors import SettingsError
+from threecad.errors import DataError, SettingsError
 from threecad.settings import TrainingSettings
 from threecad.synthesis import TextureSource
 
@@ -17,7 +17,7 @@ class FitPlan:
 
     batch: int  # images a step, over all devices together
     steps: tuple[int, ...]  # of each phase
-    optimizer_steps: int  # of the whole fit; looks of statistics phases do not count
+    optimizer_steps: int  # of the whole fit; statistics phases have none
     textures: str | None  # sources of the synthetic anomalies' textures; None: there are none
 
 
@@ -28,7 +28,8 @@ def plan_fit(detector: Detector, textures: TextureSource, settings: TrainingSett
         images: how many good images there are.
 
     Raises:
-        SettingsError: the devices cannot share a batch evenly.
+        SettingsError: the devices cannot share a batch evenly, or it is too small to learn from.
+        DataError: there are fewer images than the method can learn from.
     """
     batch = _batch_size(detector, settings, images)
     phases = list(detector.phases(textures))
@@ -55,6 +56,16 @@ def _batch_size(detector: Detector, settings: TrainingSettings, images: int) -> 
     if batch % settings.devices:
         raise SettingsError(
             f"setting 'training.batch': expected a multiple of the {settings.devices} devices, found {batch} images"
+        )
+    least = detector.least_batch * settings.devices
+    if images < least:
+        raise DataError(
+            f"expected at least {least} good images for {detector.paper.name} to learn from, found {images}"
+        )
+    if batch < least:
+        raise SettingsError(
+            f"setting 'training.batch': expected at least {least} images for {detector.paper.name}, whose BatchNorm "
+            f"needs two values of each channel on a device; found {batch}"
         )
     return batch
 

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 
 from threecad.checkpoint import backbone_file, load_detector, save_detector
-from threecad.data.loading import Progress
+from threecad.data.loading import Progress, Rows
 from threecad.detector import Detector
 from threecad.devices import best_device, hardware, resolve_precision
-from threecad.errors import RunError
-from threecad.fit_data import FitData, listed_exclusions, read_fit_data
+from threecad.files import as_text
+from threecad.fit_data import FitData, framing_of, listed_exclusions, read_fit_data
 from threecad.fit_plan import FitPlan, plan_fit
-from threecad.inference import predict
+from threecad.framing import Framing
+from threecad.images import write_png
+from threecad.inference import predictor_of
 from threecad.methods import METHODS
 from threecad.nets.weights import file_sha256
-from threecad.presets import departures, resolve_settings
+from threecad.presets import departures, resolve_settings, settle_sizes, size_on_grid
 from threecad.resuming import compare_conditions, refuse_other_settings
 from threecad.runs import RunFolder, RunRecord
-from threecad.settings import Settings
+from threecad.scoring import FoldsFolder, Parts, look_at, map_units, score_parts, together
+from threecad.settings import AUTO, Settings
+from threecad.synthesis import TextureSource
 from threecad.synthesis.textures import texture_source
 from threecad.tensors import own_randomness, seed_everything
-from threecad.training import Callback, train
+from threecad.training import Callback, StepReport, train
+from threecad.verdicts import GoodScores
 
 _BUILD = 2**31
 """Stands for a phase in the seed of the detector's construction."""
@@ -63,44 +70,155 @@ def fit(
         ThreeCADError: whatever the user can mend.
         Interrupted: Ctrl-C; `resume` goes on.
     """
-    run, resolved = RunFolder(Path(out)), resolve_settings(method, settings or {})
-    fabric = _fabric(resolved)
+    run, requested = RunFolder(Path(out)), resolve_settings(method, settings or {})
+    fabric = _fabric(requested)
     before = run.read_record() if resume and run.is_started else None
+    if not before and fabric.global_rank == 0:
+        run.refuse_unless_free()  # with `resume`, too: a folder without a record is nothing to go on with
+    found = read_fit_data(method, Path(data), categories, requested, progress)
+    shape = found.shape(notify) if requested.method.image_size == AUTO else (1.0, 1.0)
+    size = size_on_grid(shape, requested.method.pixels, requested.method.grid)
+    resolved = settle_sizes(requested, size)
     if before:
         refuse_other_settings(before, method, resolved)
-    elif fabric.global_rank == 0:
-        run.refuse_unless_free()  # with `resume`, too: a folder without a record is nothing to go on with
-    found = read_fit_data(method, Path(data), categories, resolved)
+    framing = framing_of(resolved, found)
     textures = texture_source(resolved.data.textures)
     fabric.launch()
-    device = best_device() if fabric.world_size == 1 else fabric.device
+    job = _Job(method, resolved, textures, fabric, callback)
     with own_randomness():
-        seed_everything((resolved.training.seed, _BUILD), device)
-        detector = METHODS[method](resolved.method)
-        plan = plan_fit(detector, textures, resolved.training, len(found.learnt))
+        detector, plan = job.build(len(found.learnt) * len(framing.boxes(found.sizes[0])))
         record = _describe(method, resolved, found, plan, detector, fabric)
+        record.departures = departures(method, requested)
+        if framing.region is not None:
+            record.region_fill, record.region_is_exact = framing.region.fill, framing.region.is_exact
         if before:
             compare_conditions(before, record, inexact, notify)
             if before.finished:
                 notify(f"{run.path} is finished already")
                 return load_detector(run)[0]
-        size = resolved.method.image_size
-        notify(
-            f"{method} learns from {len(found.learnt)} good images, {len(found.held_out)} are kept aside; "
-            f"{plan.optimizer_steps} steps of {plan.batch} in {record.precision}"
-        )
-        images = found.pixels(found.learnt, size, progress)  # first: a broken image leaves no folder behind
+        notify(_what_comes(method, resolved, found, plan, record))
+        images = found.pixels(found.learnt, framing, progress)  # first: a broken image leaves no folder behind
         if fabric.is_global_zero:
             run.create(record, resolved)
+            if framing.region is not None:
+                write_png(run.region_file, 255 * framing.region.mask.astype(np.uint8))
         fabric.barrier()
-        detector = detector.to(fabric.device).to(memory_format=torch.channels_last)
-        seconds = train(detector, images, textures, resolved.training, plan, run, fabric, callback)
+        folds = _score_by_folds(job, found, framing, record, run, progress, notify) if found.scoring == "folds" else {}
+        seconds = job.learn(detector, plan, images, run)
     if fabric.is_global_zero:
         record.duration_s = round(seconds, 1)
-        _look_at_good_parts(detector, record, found, size, progress)
-        save_detector(run, detector, record)
+        good = _good_scores(job, detector, record, found, framing, plan.batch, folds, progress)
+        save_detector(run, detector, record, good)
+        FoldsFolder(run.path).remove()
     fabric.barrier()
     return detector.eval()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all fits of a command have in common: the one that stays, and those of its folds."""
+
+    method: str
+    settings: Settings
+    textures: TextureSource
+    fabric: Fabric
+    callback: Callback | None
+
+    @property
+    def device(self) -> str:
+        """Where this process learns and looks."""
+        return str(self.fabric.device)
+
+    def build(self, images: int) -> tuple[Detector, FitPlan]:
+        """An untrained detector, and what its fit on so many images is going to do."""
+        device = best_device() if self.fabric.world_size == 1 else self.fabric.device
+        seed_everything((self.settings.training.seed, _BUILD), device)
+        detector = METHODS[self.method](self.settings.method)
+        return detector, plan_fit(detector, self.textures, self.settings.training, images)
+
+    def learn(self, detector: Detector, plan: FitPlan, images: Rows, run: RunFolder, name: str = "") -> float:
+        """Seconds in which the detector has learnt; with `name` before that of each phase."""
+        detector.to(self.fabric.device).to(memory_format=torch.channels_last)
+
+        def report(step: StepReport) -> None:
+            if self.callback:
+                self.callback(replace(step, phase=f"{name} {step.phase}") if name else step)
+
+        return train(detector, images, self.textures, self.settings.training, plan, run, self.fabric, report)
+
+
+def _score_by_folds(
+    job: _Job,
+    data: FitData,
+    framing: Framing,
+    record: RunRecord,
+    run: RunFolder,
+    progress: Progress | None,
+    notify: Callable[[str], None],
+) -> Parts:
+    """The good parts, each by a fit on the other folds; what an earlier attempt has finished is not done again."""
+    folder, count = FoldsFolder(run.path), job.settings.training.folds or 0
+    scored = [folder.read(fold) for fold in range(count)]
+    job.fabric.barrier()
+    for fold, known in enumerate(scored):
+        if known is not None:
+            continue
+        others, inside = data.without_fold(fold)
+        detector, plan = job.build(len(others))
+        images = data.pixels(others, framing, progress)
+        seconds = job.learn(detector, plan, images, RunFolder(folder.make(fold)), f"fold {fold + 1}/{count}")
+        if job.fabric.is_global_zero:
+            predictor = predictor_of(detector, record, framing, device=job.device, precision=record.precision)
+            scored[fold] = score_parts(predictor, data, inside, framing, progress)
+            folder.write(fold, scored[fold] or {})
+            left = sum(one is None for one in scored) + 1
+            notify(
+                f"fold {fold + 1} of {count} took {timedelta(seconds=round(seconds))}; {left} fits are left, about "
+                f"{timedelta(seconds=round(left * seconds))}"
+            )
+        job.fabric.barrier()
+    return together(parts for parts in scored if parts is not None)
+
+
+def _good_scores(
+    job: _Job,
+    detector: Detector,
+    record: RunRecord,
+    data: FitData,
+    framing: Framing,
+    batch: int,
+    folds: Parts,
+    progress: Progress | None,
+) -> GoodScores:
+    """What is known of the good parts; where a part is several frames, the units of their maps come first.
+
+    Those are from the parts kept aside, or from those learnt where there are none.
+    """
+    bare = predictor_of(detector, record, framing, device=job.device, precision=record.precision)
+    if not framing.is_plain:
+        record.map_units = map_units(bare, data, data.held_out or data.learnt, framing, progress)
+    predictor = predictor_of(detector, record, framing, device=job.device, precision=record.precision)
+    if data.scoring == "left out":
+        predictor.network.forward = detector.left_out  # type: ignore[attr-defined]
+        parts = score_parts(predictor, data, data.every, framing, progress, batch)
+    else:
+        parts = folds or score_parts(predictor, data, data.held_out, framing, progress)
+    learnt = dict.fromkeys(data.known[sample.image].name for sample in data.learnt)
+    return GoodScores(parts=parts, looks=look_at(data.every, data.decoding, progress), learnt=tuple(learnt))
+
+
+def _what_comes(method: str, settings: Settings, data: FitData, plan: FitPlan, record: RunRecord) -> str:
+    """What the fit is going to do, and how its good parts will be scored."""
+    height, width = settings.method.image_size
+    said = f"{method} at {height}×{width} px learns from {len(data.learnt)} good images"
+    if data.scoring == "folds":
+        folds = settings.training.folds
+        said += f", {folds + 1 if folds else 1} times: in {folds} folds that score each other, then all"
+    elif data.scoring == "left out":
+        said += ", each of which is scored as if it had been left out"
+    else:
+        said += f", {len(data.held_out)} are kept aside"
+    return f"{said}; {plan.optimizer_steps} steps of {plan.batch} in {record.precision}"
 
 
 def _fabric(settings: Settings) -> Fabric:
@@ -127,8 +245,8 @@ def _describe(
         settings=settings.as_tables(),
         seed=settings.training.seed,
         preset=settings.training.preset,
-        departures=departures(method, settings),
         precision=resolve_precision(settings.training.precision, fabric.device),
+        scoring=data.scoring,
         threads=torch.get_num_threads(),
         devices=fabric.world_size,
         hardware=hardware(),
@@ -138,25 +256,5 @@ def _describe(
         texture_source=plan.textures,
         data_fingerprint=data.fingerprint,
         exclusions=listed_exclusions(settings.data.exclude),
-        holdout=[data.categories[0].path_in_root(sample.image) for sample in data.held_out],
+        holdout=[as_text(data.categories[0].path_in_root(sample.image)) for sample in data.held_out],
     )
-
-
-def _look_at_good_parts(
-    detector: Detector, record: RunRecord, data: FitData, size: tuple[int, int], progress: Progress | None
-) -> None:
-    """Keep in the record what the detector says of the good parts kept aside, category by category.
-
-    Raises:
-        RunError: a score is not finite.
-    """
-    scores: dict[str, list[float]] = {name: [] for name in record.categories}
-    peaks: dict[str, list[float]] = {name: [] for name in record.categories}
-    pixels = data.pixels(data.held_out, size, progress)
-    for sample, found in zip(data.held_out, predict(detector, pixels, record.precision), strict=True):
-        peak = float(found.anomaly_map.max())
-        if not (math.isfinite(found.score) and math.isfinite(peak)):
-            raise RunError(f"expected a finite score of the good part {sample.image}, found {found.score}; fit anew")
-        scores[sample.category].append(found.score)
-        peaks[sample.category].append(peak)
-    record.good_scores, record.good_peaks = scores, peaks

@@ -1,16 +1,27 @@
 """Pixels in and out of files: the only place where images and masks are decoded, resized or written.
 
-Whatever a file holds becomes 8-bit RGB in the orientation that its EXIF entry asks for. Grey and palette are spelled
-out, CMYK is converted, what is transparent lies on black, 16-bit grey is divided by 257 so that its full range stays
-the full range. Refused, always with the file's name: a broken or truncated file, floating-point pixels, a TIFF of
-several pages, and more pixels than `Image.MAX_IMAGE_PIXELS`.
+Whatever a file holds becomes 8-bit RGB in the orientation that its EXIF entry asks for:
+
+- grey and palette are spelled out, CMYK is converted;
+- what is transparent lies on black; but where alpha is 0 everywhere, as camera drivers leave a byte that they do not
+  use, there is no transparency and the colour is kept;
+- whole numbers of more than 8 bits run from 0 to 2^`bits` - 1, which becomes 255. `bits` is 16, so that the full range
+  stays the full range, unless the caller knows that a camera put fewer bits into 16; a level beyond is refused;
+- floating-point numbers run from 0 to 1, which becomes 255; a number beyond, or none, is refused;
+- 16-bit colour keeps its upper eight bits, as Pillow decodes it.
+
+Refused, always with the file's name: a broken or truncated file, a TIFF of several pages, and more pixels than
+`max_pixels`, since a small file can claim to hold more than fits into memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+import struct
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -20,7 +31,22 @@ from threecad.files import replacing
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
+MAX_PIXELS = 89_478_485
+"""Pixels of the largest image that is read unless the caller allows more: a quarter of a GiB of 24-bit colour."""
+
+Decoding = Mapping[str, Any]
+"""How files become pixels: keywords of `read_image`."""
+
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # Pillow knows many more, some of which start other programs
+_SIGNATURES = {  # what else lies in files that are called .png, by their first bytes
+    b"GIF8": "a gif",
+    b"%PDF": "a pdf",
+    b"%!PS": "a PostScript program",
+    b"8BPS": "a Photoshop file",
+    b"\x00\x00\x00\x0cjP  ": "a jp2",
+    b"version https://git-lfs": "a pointer to a file that Git LFS has not fetched",
+}
+_BRANDS = {b"avif": "an avif", b"heic": "a heic", b"mif1": "a heic"}
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -34,44 +60,78 @@ _UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
 _SIDEWAYS = (5, 6, 7, 8)
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+def decoding_of(data: Mapping[str, Any]) -> Decoding:
+    """What the table [data] of a run's settings says of decoding; what it leaves open stays as `read_image` has it."""
+    return {name: data[name] for name in ("bits", "max_pixels") if data.get(name) is not None}
+
+
+def limit_of(decoding: Decoding) -> dict[str, int]:
+    """What of the decoding concerns headers and masks, too."""
+    return {name: value for name, value in decoding.items() if name == "max_pixels"}
+
+
+def read_image(
+    path: Path, size: tuple[int, int] | None = None, *, bits: int = 16, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """RGB pixels (H, W, 3) uint8 of an image file, resized to `size` (height, width) if given.
 
-    Resizing is bilinear with antialiasing. 16-bit colour keeps its upper eight bits, as Pillow decodes it.
+    Resizing is bilinear with antialiasing.
+
+    Args:
+        bits: how many bits of a grey level with more than 8 the camera filled, 9 to 16 (setting `data.bits`).
+        max_pixels: pixels of the largest image that is read (setting `data.max_pixels`).
 
     Raises:
         DataError: the file is missing or cannot be read as an image; names the file and the reason.
     """
-    image = _rgb(_decode(path), path)
+    image = _rgb(_decode(path, max_pixels), path, bits)
     if size is not None:
         image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return np.array(image)
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Height and width in pixels of the upright image, from the file's header alone.
 
     Raises:
         DataError: the file is missing or its header cannot be read; names the file and the reason.
     """
-    with _opened(path) as image:
+    with _opened(path, max_pixels) as image:
         width, height = image.size
         sideways = _orientation(image) in _SIDEWAYS
     return (width, height) if sideways else (height, width)
 
 
-def read_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Mask (H, W) uint8 of 0 and 1 from a file in which any pixel that is not black, however dark, belongs to a defect.
-
-    With `size` (height, width) it is resized by nearest neighbour, in which a tiny defect can vanish.
+def brightest_level(path: Path, *, max_pixels: int = MAX_PIXELS) -> int | None:
+    """The highest grey level of an image with more than 8 bits a pixel; None for 8 bits and for floating point.
 
     Raises:
         DataError: the file is missing or cannot be read as an image; names the file and the reason.
     """
-    image = _decode(path)
-    # Integers are compared before they are scaled: a 16-bit mask may hold 0 and 1.
-    pixels = np.asarray(image) if image.mode == "I" or image.mode.startswith("I;16") else np.asarray(_rgb(image, path))
-    mask = (pixels != 0).reshape(*pixels.shape[:2], -1).any(axis=2).astype(np.uint8)
+    with _opened(path, max_pixels) as image:
+        if _is_deep(image):
+            return int(np.asarray(image).max())
+    return None
+
+
+def read_mask(
+    path: Path, size: tuple[int, int] | None = None, *, more: tuple[Path, ...] = (), max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Mask (H, W) uint8 of 0 and 1 from a file in which any pixel that is not black, however dark, belongs to a defect.
+
+    With `size` (height, width) it is resized by nearest neighbour, in which a tiny defect can vanish. Where an image
+    has several masks, `more` are the others; all together are the defect.
+
+    Raises:
+        DataError: a file is missing, cannot be read as an image, or differs in size; names the file and the reason.
+    """
+    mask = _is_not_black(path, max_pixels)
+    for other in more:
+        another = _is_not_black(other, max_pixels)
+        if another.shape != mask.shape:
+            expected, found = ("×".join(map(str, shape)) for shape in (mask.shape, another.shape))
+            raise DataError(f"{other}: expected the size of {path.name}, {expected}, found {found}")
+        mask |= another
     if size is not None:
         mask = np.array(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
     return mask
@@ -84,7 +144,7 @@ def image_pixels(image: Image.Image) -> np.ndarray:
         DataError: floating-point pixels, or a mode that has no RGB.
     """
     place = Path(getattr(image, "filename", "") or "the image")
-    _refuse_unusable(image, place)
+    _refuse_unusable(image, place, MAX_PIXELS)
     return np.array(_rgb(image, place))
 
 
@@ -93,6 +153,16 @@ def resize_image(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if pixels.shape[:2] == tuple(size):
         return pixels
     return np.array(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+def mask_levels(path: Path, *, max_pixels: int = MAX_PIXELS) -> set[int]:
+    """The different levels in a mask of 8 bits; none of a deeper one, where nothing but 0 has a meaning.
+
+    Raises:
+        DataError: the file is missing or cannot be read as an image; names the file and the reason.
+    """
+    image = _decode(path, max_pixels)
+    return set() if _is_deep(image) or image.mode == "F" else set(np.unique(np.asarray(_rgb(image, path))).tolist())
 
 
 def resize_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -125,44 +195,80 @@ def write_tiff(path: Path, anomaly_map: np.ndarray) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     """The image with its header read; whatever goes wrong inside the block becomes a DataError about the file."""
     try:
         # An open file and not its path: given a path, Pillow maps an uncompressed file into memory, which scrambles a
         # TIFF that stands on its side.
-        with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
-            _refuse_unusable(image, path)
+        with path.open("rb") as file, _open(file) as image:
+            _refuse_unusable(image, path, max_pixels)
             yield image
     except DataError:
         raise
     except FileNotFoundError:
+        if path.is_symlink():
+            raise DataError(f"{path} is a link to {path.readlink()}, which is not there") from None
         raise DataError(f"expected an image at {path}, found no such file") from None
     except UnidentifiedImageError:
-        found = "an empty file" if path.stat().st_size == 0 else "something else"
-        raise DataError(f"{path} cannot be read: expected a png, jpg, bmp or tif image, found {found}") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{path} cannot be read: {_lower(str(error))}") from None
+        raise DataError(f"{path} cannot be read: expected a png, jpg, bmp or tif image, found {_kind(path)}") from None
+    except MemoryError:
+        raise DataError(f"{path} cannot be read: there is not enough memory for its pixels") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {_lower(error.strerror or str(error))}") from None
     except Exception as error:  # on a damaged file Pillow's decoders raise whatever their parsing runs into
+        if "MAX_TEXT_CHUNK" in str(error) or "MAX_TEXT_MEMORY" in str(error):
+            raise DataError(f"{path} cannot be read: it carries more than 1 MB of text; save it without") from None
         raise DataError(f"{path} cannot be read: damaged file ({type(error).__name__}: {error})") from None
 
 
-def _refuse_unusable(image: Image.Image, path: Path) -> None:
+def _open(file: io.BufferedReader) -> Image.Image:
+    """The image with its header read, as `Image.open` gives it but for the limit on its pixels, which is ours.
+
+    Raises:
+        UnidentifiedImageError: none of our formats.
+    """
+    Image.preinit()
+    Image.init()
+    prefix = file.read(16)
+    for name in _FORMATS:
+        open_as, accepts = Image.OPEN[name]
+        if accepts is not None and accepts(prefix):
+            file.seek(0)
+            try:
+                return open_as(file, "")
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                break
+    raise UnidentifiedImageError
+
+
+def _kind(path: Path) -> str:
+    """What a file that is no image of ours holds, as far as its first bytes tell."""
+    with path.open("rb") as file:
+        start = file.read(32)
+    if not start:
+        return "an empty file"
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "a webp"
+    if start[4:8] == b"ftyp":
+        return _BRANDS.get(start[8:12], "a film")
+    return next((kind for signature, kind in _SIGNATURES.items() if start.startswith(signature)), "something else")
+
+
+def _refuse_unusable(image: Image.Image, path: Path, max_pixels: int) -> None:
     width, height = image.size
-    limit = Image.MAX_IMAGE_PIXELS  # beyond it Pillow itself only warns, and raises at twice as many
-    if limit is not None and width * height > limit:
-        raise DataError(f"{path} cannot be read: expected at most {limit} pixels, found {height}×{width}")
-    if image.mode == "F":
-        raise DataError(f"{path} cannot be read: expected 8 or 16 bits a channel, found floating-point pixels")
+    if width * height > max_pixels:
+        raise DataError(
+            f"{path} cannot be read: expected at most {max_pixels} pixels, found {height}×{width}; "
+            f"predict takes --max-pixels {width * height}, elsewhere --set data.max_pixels={width * height} allows it"
+        )
     pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
     if pages > 1:
         raise DataError(f"{path} cannot be read: expected a TIFF of one page, found {pages}; save each as its own file")
 
 
-def _decode(path: Path) -> Image.Image:
+def _decode(path: Path, max_pixels: int) -> Image.Image:
     """The upright image in memory, in the mode of its file."""
-    with _opened(path) as image:
+    with _opened(path, max_pixels) as image:
         orientation = _orientation(image)
         image.load()
         return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image.copy()
@@ -175,25 +281,56 @@ def _orientation(image: Image.Image) -> int:
     return Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)  # PngImageFile.getexif would decode the whole file
 
 
-def _rgb(image: Image.Image, path: Path) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return _from_16_bit(image, path)
+def _is_deep(image: Image.Image) -> bool:
+    """Whether its pixels are whole numbers of more than 8 bits."""
+    return image.mode == "I" or image.mode.startswith("I;16")
+
+
+def _is_not_black(path: Path, max_pixels: int) -> np.ndarray:
+    """Mask (H, W) uint8 of an image file at its own size."""
+    image = _decode(path, max_pixels)
+    # Numbers are compared before they are scaled: a 16-bit mask may hold 0 and 1.
+    pixels = np.asarray(image) if _is_deep(image) or image.mode == "F" else np.asarray(_rgb(image, path))
+    return (pixels != 0).reshape(*pixels.shape[:2], -1).any(axis=2).astype(np.uint8)
+
+
+def _rgb(image: Image.Image, path: Path, bits: int = 16) -> Image.Image:
+    if _is_deep(image):
+        return _from_whole_numbers(image, path, bits)
+    if image.mode == "F":
+        return _from_fractions(image, path)
     try:
         if image.has_transparency_data:
-            black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-            image = Image.alpha_composite(black, image.convert("RGBA"))
+            image = _on_black(image.convert("RGBA"))
         return image.convert("RGB")
     except ValueError:
         raise DataError(f"{path} cannot be read: no conversion from {image.mode} to RGB") from None
 
 
-def _from_16_bit(image: Image.Image, path: Path) -> Image.Image:
-    levels = np.asarray(image).astype(np.int64)
-    if levels.min() < 0 or levels.max() > 65535:
-        raise DataError(
-            f"{path} cannot be read: expected 16-bit grey levels of 0 to 65535, found {levels.min()} to {levels.max()}"
-        )
-    return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")
+def _on_black(image: Image.Image) -> Image.Image:
+    """An RGBA image without its transparency."""
+    if image.getchannel("A").getextrema()[1] == 0:
+        return image.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+
+
+def _from_whole_numbers(image: Image.Image, path: Path, bits: int) -> Image.Image:
+    levels = np.asarray(image)
+    brightest = 2**bits - 1
+    if levels.min() < 0 or levels.max() > brightest:
+        found = f"{levels.min()} to {levels.max()}"
+        raise DataError(f"{path} cannot be read: expected {bits}-bit grey levels of 0 to {brightest}, found {found}")
+    return Image.fromarray(((levels.astype(np.int32) * 255 + brightest // 2) // brightest).astype(np.uint8)).convert(
+        "RGB"
+    )
+
+
+def _from_fractions(image: Image.Image, path: Path) -> Image.Image:
+    fractions = np.asarray(image)
+    if not (fractions.min() >= 0 and fractions.max() <= 1):  # false for NaN too
+        found = f"{fractions.min():g} to {fractions.max():g}"
+        raise DataError(f"{path} cannot be read: expected floating-point pixels of 0 to 1, found {found}")
+    return Image.fromarray(np.rint(fractions * 255).astype(np.uint8)).convert("RGB")
 
 
 def _lower(sentence: str) -> str:

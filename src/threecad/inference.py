@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from threecad import devices
 from threecad.checkpoint import load_detector
 from threecad.detector import Detector
-from threecad.devices import autocast, best_device, choose_device, has_native_bf16, resolve_precision
-from threecad.predictor import BATCH, Found, GoodParts, Predictor, predict_all
+from threecad.devices import autocast, best_device, choose_device, resolve_precision
+from threecad.errors import DataError, RunError
+from threecad.framing import Framing, MapUnits, Region, Tiles
+from threecad.images import decoding_of, read_mask
+from threecad.predictor import BATCH, Found, Predictor, predict_all
 from threecad.records import Prediction
 from threecad.runs import RunFolder, RunRecord
+from threecad.settings import DataSettings
 from threecad.tensors import to_tensor
+from threecad.verdicts import Conditions, GoodScores, Verdicts, other_conditions
 
 
 class TorchNetwork:
@@ -25,6 +32,7 @@ class TorchNetwork:
         self.precision = resolve_precision(precision, self.device)
         self.detector = detector.to(self.device).to(memory_format=torch.channels_last).eval()
         self.image_size = detector.config.image_size
+        self.forward: Callable[[torch.Tensor], Prediction] = self.detector
 
     def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Maps (B, H, W) and scores (B,), float32, of pixels (B, H, W, 3) uint8."""
@@ -35,7 +43,7 @@ class TorchNetwork:
     def predict(self, pixels: np.ndarray) -> Prediction:
         """The same, left on the device."""
         with torch.inference_mode(), autocast(self.precision, self.device):
-            return self.detector(to_tensor(pixels, self.device))
+            return self.forward(to_tensor(pixels, self.device))
 
 
 def load(
@@ -56,32 +64,66 @@ def load(
         RunError: there is no finished run, or it does not fit this version.
         SettingsError: a device or a precision that this machine does not have.
     """
-    detector, record = load_detector(RunFolder(Path(run)))
-    return predictor_of(detector, record, device=device, precision=precision, notify=notify)
+    folder = RunFolder(Path(run))
+    detector, record = load_detector(folder)
+    framing, verdicts = recorded_framing(folder, record), folder.read_verdicts()
+    return predictor_of(detector, record, framing, verdicts, device=device, precision=precision, notify=notify)
 
 
 def predictor_of(
     detector: Detector,
     record: RunRecord,
+    framing: Framing,
+    verdicts: Verdicts | None = None,
     *,
     device: str | None = None,
     precision: str | None = None,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Predictor:
-    """The predictor of a detector and the record of its fit; arguments as of `load`."""
+    """The predictor of a detector, the record of its fit, what it sees of a picture, and its verdicts.
+
+    Other arguments are as of `load`.
+    """
     chosen = choose_device(device)
     if precision is None:
-        precision = record.precision if record.precision == "float32" or has_native_bf16(chosen) else "float32"
+        precision = record.precision if record.precision == "float32" or devices.has_native_bf16(chosen) else "float32"
     network = TorchNetwork(detector, precision, chosen)
     if network.precision != record.precision:
         notify(
             f"the run was fitted in {record.precision}, this machine predicts in {network.precision}: "
-            "scores differ a little from those of the good parts kept aside"
+            "scores differ a little, and good parts have to be scored here: threecad calibrate RUN FOLDER --anew"
         )
-    good = {
-        name: GoodParts(record.good_scores.get(name, []), record.good_peaks.get(name, [])) for name in record.categories
-    }
-    return Predictor(network, record.method, good, identity=record.detector_sha256)
+    here = record.conditions(network.image_size, network.precision)
+    units = {kind: MapUnits(*values) for kind, values in record.map_units.items()}
+    trusted = _trusted(verdicts or Verdicts(GoodScores()), here)
+    return Predictor(network, record.method, trusted, here, framing, units, decoding_of(record.settings["data"]))
+
+
+def _trusted(verdicts: Verdicts, here: Conditions) -> Verdicts:
+    """The verdicts, which distrust good parts that were scored under other conditions than hold here."""
+    differ = other_conditions(verdicts.good.conditions, here) if verdicts.good.categories else ""
+    return replace(verdicts, distrust=f"good parts were scored otherwise: {differ}" if differ else "")
+
+
+def recorded_framing(folder: RunFolder, record: RunRecord) -> Framing:
+    """What of a picture the detector of a run sees.
+
+    Raises:
+        RunError: the region of interest is not there.
+    """
+    data = DataSettings(**record.settings["data"])
+    tiles = None
+    if data.tiles is not None or data.tile_px is not None:
+        tiles = Tiles(data.tiles, data.tile_px, data.tile_overlap, data.whole)
+    region = None
+    if record.region_fill is not None:
+        try:
+            mask = read_mask(folder.region_file).astype(bool)
+        except DataError as error:
+            raise RunError(f"the run's region of interest is missing or damaged: {error}") from None
+        region = Region(mask, record.region_fill, record.region_is_exact)
+    height, width = record.settings["method"]["image_size"]
+    return Framing((height, width), region, tiles)
 
 
 def predict(

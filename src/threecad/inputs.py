@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from threecad.data.folders import walk_images
 from threecad.errors import DataError
 from threecad.images import IMAGE_SUFFIXES
 
@@ -43,7 +43,7 @@ def gather(inputs: Sequence[Path], out: Path) -> list[Input]:
     images: dict[Path, str] = {}
     for given in inputs:
         if given.is_dir():
-            below = {path: path.relative_to(given).as_posix() for path in _walk(given, results)}
+            below = {path: path.relative_to(given).as_posix() for path in walk_images(given, results)}
             if not below:
                 raise DataError(f"expected images ({', '.join(IMAGE_SUFFIXES)}) in {given} or below, found none")
             images |= {path: place for path, place in below.items() if path not in images}
@@ -63,19 +63,3 @@ def gather(inputs: Sequence[Path], out: Path) -> list[Input]:
             )
         places[place] = path
     return [Input(path, place) for place, path in places.items()]
-
-
-def _walk(folder: Path, leave_out: set[Path]) -> Iterator[Path]:
-    """Images in a folder and below it, sorted; nothing hidden, and no link to a folder is followed."""
-    try:
-        with os.scandir(folder) as found:
-            entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda e: e.name)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be listed: {error.strerror or error}") from None
-    for entry in entries:
-        path = folder / entry.name
-        if entry.is_dir(follow_symlinks=False):
-            if path.resolve() not in leave_out:
-                yield from _walk(path, leave_out)
-        elif path.suffix.lower() in IMAGE_SUFFIXES and not entry.is_dir():
-            yield path

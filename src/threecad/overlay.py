@@ -1,15 +1,16 @@
 """An anomaly map laid over its image: colour where it is unusual, a line around what is more than that.
 
-One scale serves all pictures of a run, so that a good part looks calm and a defect stands out. It is read off the
-scores of the good parts that the fit kept aside; a run without any gets a scale for each image.
+One scale serves all pictures of a run, so that a good part looks calm and a defect stands out. The line is that of the
+regions which a verdict lists; a run that cannot judge gets a scale for each image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from threecad.verdicts import Verdicts
 
 _INFERNO = (  # ten points of the perceptually uniform colour map "inferno" (CC0)
     *((0, 0, 4), (27, 12, 65), (74, 12, 107), (120, 28, 109), (165, 44, 96)),
@@ -23,7 +24,6 @@ COLOURS = np.stack(
 LINE = (64, 224, 255)  # stands out from every metal and from every colour of the map
 STRONGEST = 0.8  # opacity of the brightest colour
 REACH = 2.0  # spreads above the threshold at which the colours end
-USUAL = 0.98  # share of good parts below the threshold
 GAP = 128  # grey level between panels
 STRIP_ROWS = 256  # blended together
 
@@ -37,16 +37,17 @@ class Scale:
     high: float  # and above: the brightest colour
 
     @classmethod
-    def of_good(cls, peaks: Sequence[float]) -> Scale | None:
-        """From the largest values of good parts' maps: colour begins at the median, the line stands above 98 %.
+    def of_good(cls, verdicts: Verdicts, category: str | None = None) -> Scale | None:
+        """From the largest values of good parts' maps: colour begins at their median, the line is around regions.
 
-        None without any. A method's score need not be the largest value of its map.
+        None where there are too few of them to judge.
         """
-        if not len(peaks):
+        if not verdicts.can_judge(category):
             return None
-        median, threshold = (float(value) for value in np.quantile(peaks, (0.5, USUAL)))
+        threshold = verdicts.limits(category).region.threshold
+        median = float(np.median(verdicts.good.peaks(category)))
         spread = max(threshold - median, 1e-3 * abs(median), 1e-12)
-        return cls(median, median + spread, median + (1 + REACH) * spread)
+        return cls(threshold - spread, threshold, threshold + REACH * spread)
 
     @classmethod
     def of_map(cls, anomaly_map: np.ndarray) -> Scale:

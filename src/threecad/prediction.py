@@ -1,4 +1,4 @@
-"""Files and folders in; a map, an overlay and a row of `predictions.csv` for each image out, at its own size.
+"""Files and folders in; a verdict, a map, an overlay and a row of `predictions.csv` for each image out.
 
     gather → decode (threads, in order) → network (batches) → map and overlay (threads, in order) → row
 
@@ -9,22 +9,23 @@ image is decoded once. Memory grows with the size of the images, not with their 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from threecad.data.loading import Progress
 from threecad.errors import DataError
-from threecad.images import image_size, read_image, resize_image, resize_map, write_png, write_tiff
+from threecad.images import MAX_PIXELS, image_size, read_image, write_png, write_tiff
 from threecad.inputs import Input, gather
 from threecad.opening import open_predictor
 from threecad.overlay import Scale, overlay
 from threecad.prediction_table import PredictionTable, Row
-from threecad.predictor import BATCH, Found, Predictor, predict_all
+from threecad.predictor import BATCH, Found, Predictor
 from threecad.threads import ordered
-from threecad.verdicts import good_share
+from threecad.verdicts import Region, Verdicts
 
 IN_FLIGHT_BYTES = 2**28
 """Decoded pixels that wait for a batch, at most: large pictures go in smaller batches."""
@@ -35,15 +36,16 @@ class Decoded:
     """An image on its way to the network; of a broken one only why it is."""
 
     source: Input
-    small: np.ndarray | None = None  # (H, W, 3) uint8 at the network's image size
+    frames: np.ndarray | None = None  # (F, h, w, 3) uint8, what the network sees
     whole: np.ndarray | None = None  # at its own size, where an overlay is to be drawn
     size: tuple[int, int] = (0, 0)  # its own
+    doubt: str | None = None  # why it cannot be a picture of a part
     error: str = ""
 
     @property
     def bytes(self) -> int:
         """What it holds in memory."""
-        return sum(pixels.nbytes for pixels in (self.small, self.whole) if pixels is not None)
+        return sum(pixels.nbytes for pixels in (self.frames, self.whole) if pixels is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,8 @@ class Summary:
     table: Path  # predictions.csv
     count: int  # images, broken ones and those of an earlier attempt included
     errors: list[str]  # a line for each image that could not be inspected
-    has_good_share: bool
+    verdicts: Counter[str]  # how many images got OK, REVIEW, NG
+    can_judge: bool  # whether any could get another verdict than REVIEW
 
 
 def predict_files(
@@ -68,13 +71,15 @@ def predict_files(
     device: str | None = None,
     precision: str | None = None,
     category: str | None = None,
+    max_pixels: int | None = None,
     progress: Progress | None = None,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Summary:
     """What a run or a bundle says of images, left in the folder `out`:
 
         predictions.csv      a row an image, in the order of the inputs
-        predictions.json     which detector, in which precision
+        regions.jsonl        a line an image: boxes, areas and peaks of what good parts do not have
+        predictions.json     which detector, good parts and budgets
         maps/PLACE.tiff      raw float32 values, at the image's own size
         overlays/PLACE.png   the image under its map, at its own size
 
@@ -87,6 +92,7 @@ def predict_files(
         batch: images that go through the network together.
         device: as of `threecad.load`; likewise `precision`.
         category: whose good parts to compare with, where the run has learnt several.
+        max_pixels: pixels of the largest image that is read; without, what the fit has set.
         progress: called with how many images are done, and how many there are.
         notify: called with a line worth reading.
 
@@ -94,49 +100,69 @@ def predict_files(
         DataError: an input that is not there, a folder without images, or two images of the same place.
         RunError, BundleError: a run or a bundle that cannot be loaded.
         RunError: results of another run to go on with.
+        SettingsError: a category that was not learnt, or several and none is named.
         FileError: a folder that cannot be written.
     """
     images = gather(inputs, out)
     predictor = open_predictor(run, device=device, precision=precision, notify=notify)
-    good = predictor.good_parts(category)
-    about = {"detector_sha256": predictor.identity, "precision": predictor.precision}
+    if max_pixels is not None:
+        predictor = replace(predictor, decoding={**predictor.decoding, "max_pixels": max_pixels})
+    verdicts = predictor.verdicts
+    category = verdicts.good.category(category)
+    scale = Scale.of_good(verdicts, category)
+    about = {**predictor.conditions, "good_parts": len(verdicts.good.of(category)), **verdicts.settings.model_dump()}
     with PredictionTable(out, about, resume) as table:
         todo = [image for image in images if str(image.path) not in table.done]
         finished = len(images) - len(todo)
 
-        def keep(one: tuple[Decoded, Found | None]) -> Row:
-            row = _write(*one, good.scale, out, maps, overlays)
-            return (
-                row.with_good_share(good_share(row.score, good.scores))
-                if row.score is not None and good.scores
-                else row
-            )
+        def keep(one: tuple[Decoded, Found | None]) -> tuple[Row, list[Region]]:
+            image, found = one
+            row, regions = _judge(image, found, verdicts, category)
+            if found is None or row.error:
+                return row, regions
+            map_file, overlay_file = _write(image, found, scale, out, maps, overlays)
+            return replace(row, map=map_file, overlay=overlay_file), regions
 
-        for done, row in enumerate(ordered(keep, _seen(predictor, todo, batch, overlays), ahead=2), start=1):
-            table.append(row)
+        seen = look_through(predictor, todo, category, batch=batch, keep_whole=overlays)
+        for done, (row, regions) in enumerate(ordered(keep, seen, ahead=2), start=1):
+            table.append(row, regions)
             if progress:
                 progress(finished + done, len(images))
-        return Summary(table.file, len(images), table.errors, bool(good.scores))
+        return Summary(table.file, len(images), table.errors, table.verdicts, verdicts.can_judge(category))
 
 
-def _seen(
-    predictor: Predictor, images: Sequence[Input], batch: int, keep_whole: bool
+def look_through(
+    predictor: Predictor,
+    images: Sequence[Input],
+    category: str | None = None,
+    *,
+    batch: int = BATCH,
+    keep_whole: bool = False,
 ) -> Iterator[tuple[Decoded, Found | None]]:
-    """Each image with what was found in it, in order; None for a broken one."""
+    """Each image with what was found in it, in order; None for a broken one.
+
+    Args:
+        category: whose good images an image should look like.
+        keep_whole: keep the pixels at the image's own size.
+    """
 
     def decode(image: Input) -> Decoded:
         try:
             pixels = read_image(image.path, **predictor.decoding)
+            frames = predictor.view.frames(pixels)
         except DataError as error:
-            return Decoded(image, error=str(error))
-        small = resize_image(pixels, predictor.image_size)
-        return Decoded(image, small, pixels if keep_whole else None, pixels.shape[:2])
+            return Decoded(image, error=str(error) if str(image.path) in str(error) else f"{image.path}: {error}")
+        doubt = predictor.verdicts.doubt(pixels, category)
+        return Decoded(image, frames, pixels if keep_whole else None, pixels.shape[:2], doubt)
 
-    decoded = ordered(decode, images, weight=_decoded_bytes, budget=IN_FLIGHT_BYTES)
+    def weight(image: Input) -> int:
+        return _decoded_bytes(image, predictor.decoding.get("max_pixels", MAX_PIXELS))
+
+    decoded = ordered(decode, images, weight=weight, budget=IN_FLIGHT_BYTES)
     for group in _groups(decoded, batch):
-        found = predict_all(predictor.network, [one.small for one in group if one.small is not None], batch)
+        found = predictor.inspect([(one.frames, one.size) for one in group if one.frames is not None], batch)
         for one in group:
-            yield one, None if one.small is None else next(found)
+            yield one, None if one.frames is None else next(found)
 
 
 def _groups(images: Iterable[Decoded], batch: int) -> Iterator[list[Decoded]]:
@@ -151,27 +177,34 @@ def _groups(images: Iterable[Decoded], batch: int) -> Iterator[list[Decoded]]:
         yield group
 
 
-def _decoded_bytes(image: Input) -> int:
+def _decoded_bytes(image: Input, max_pixels: int) -> int:
     """Bytes of an image's pixels, told by its header."""
     try:
-        height, width = image_size(image.path)
+        height, width = image_size(image.path, max_pixels=max_pixels)
     except DataError:
         return 0  # it will be refused
     return 3 * height * width
 
 
-def _write(image: Decoded, found: Found | None, scale: Scale | None, out: Path, maps: bool, overlays: bool) -> Row:
-    """Map and overlay of one image, and its row."""
+def _judge(image: Decoded, found: Found | None, verdicts: Verdicts, category: str | None) -> tuple[Row, list[Region]]:
+    """The row of an image, without its files, and its regions."""
     name = str(image.source.path)
     if found is None:
-        return Row(name, error=image.error)
-    if not (math.isfinite(found.score) and np.isfinite(found.anomaly_map).all()):
-        return Row(name, error=f"{name}: expected a finite score, found {found.score}; the part was not inspected")
+        return Row(name, error=image.error), []
+    judged = verdicts.judge(found.score, found.anomaly_map, image.size, category, image.doubt)
+    if not (math.isfinite(found.score) and np.isfinite(found.maps).all()):
+        error = f"{name}: expected a finite score, found {found.score}; the part was not inspected"
+        return Row(name, verdict=judged.verdict.word, reason=judged.verdict.reason, error=error), []
+    return Row(name, found.score, judged.good_share, *judged.verdict), judged.regions
+
+
+def _write(image: Decoded, found: Found, scale: Scale | None, out: Path, maps: bool, overlays: bool) -> tuple[str, str]:
+    """Places of the map and the overlay of one image, written; empty for what was not asked for."""
     map_file, overlay_file = image.source.map_file, image.source.overlay_file
     if maps or overlays:
-        anomaly_map = resize_map(found.anomaly_map, image.size)
+        anomaly_map = found.at(image.size)
         if maps:
             write_tiff(out / map_file, anomaly_map)
         if overlays and image.whole is not None:
             write_png(out / overlay_file, overlay(image.whole, anomaly_map, scale or Scale.of_map(anomaly_map)))
-    return Row(name, found.score, map=map_file if maps else "", overlay=overlay_file if overlays else "")
+    return map_file if maps else "", overlay_file if overlays else ""

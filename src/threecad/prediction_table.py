@@ -1,18 +1,24 @@
-"""`predictions.csv`: a row an image, on disk as soon as the image is done."""
+"""`predictions.csv`, a row an image, and `regions.jsonl`, a line an image: on disk as soon as the image is done."""
 
 from __future__ import annotations
 
 import csv
+import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from threecad.errors import FileError, RunError
 from threecad.files import read_json, replacing, sweep, write_json, writing
+from threecad.verdicts import Region
 
-COLUMNS = ("image", "score", "good_share", "map", "overlay", "error")
+ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+"""File names need not be UTF-8: their bytes go into the table as they are."""
+
+COLUMNS = ("image", "score", "good_share", "verdict", "reason", "map", "overlay", "error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +28,11 @@ class Row:
     image: str
     score: float | None = None
     good_share: float | None = None
+    verdict: str = ""  # OK, REVIEW or NG; never OK where there is an error
+    reason: str = ""
     map: str = ""
     overlay: str = ""
     error: str = ""
-
-    def with_good_share(self, share: float) -> Row:
-        """The same row with that share."""
-        return replace(self, good_share=share)
 
     def cells(self) -> list[str]:
         """As text, in the order of `COLUMNS`."""
@@ -42,13 +46,16 @@ class PredictionTable:
         file: predictions.csv.
         done: images that have a row without an error.
         errors: a line for each image that could not be inspected.
+        verdicts: how many images got which verdict.
     """
 
     def __init__(self, folder: Path, about: dict[str, Any], resume: bool) -> None:
         self.folder, self.file, self.about_file = folder, folder / "predictions.csv", folder / "predictions.json"
+        self.regions_file = folder / "regions.jsonl"
         self.about, self.resume = about, resume
         self.done: set[str] = set()
         self.errors: list[str] = []
+        self.verdicts: Counter[str] = Counter()
 
     def __enter__(self) -> PredictionTable:
         with writing(self.folder):
@@ -58,29 +65,41 @@ class PredictionTable:
         if not self.resume:
             self._remove_earlier()
         write_json(self.about_file, self.about)
-        with replacing(self.file) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        with replacing(self.file) as temporary, temporary.open("w", **ENCODING) as stream:
             rows = csv.writer(stream, lineterminator="\n")
             rows.writerow(COLUMNS)
             rows.writerows([row[name] for name in COLUMNS] for row in kept)
         self.done = {row["image"] for row in kept}
+        self.verdicts.update(row["verdict"] for row in kept)
+        lines = [line for line in _lines(self.regions_file) if json.loads(line)["image"] in self.done]
+        with replacing(self.regions_file) as temporary:
+            temporary.write_text("".join(lines), encoding="utf-8", newline="\n")
         with writing(self.file):
-            self.stream = self.file.open("a", encoding="utf-8", errors="surrogateescape", newline="")
+            self.stream = self.file.open("a", **ENCODING)
+            self.region_lines = self.regions_file.open("a", encoding="utf-8", newline="")
         self.rows = csv.writer(self.stream, lineterminator="\n")
         return self
 
-    def append(self, row: Row) -> None:
-        """Put a row at the end, at once."""
+    def append(self, row: Row, regions: Sequence[Region] = ()) -> None:
+        """Put a row at the end, at once, after the line of its regions; a broken image has no such line."""
         with writing(self.file):
+            if not row.error:
+                content = {"image": row.image, "regions": [region.as_json() for region in regions]}
+                self.region_lines.write(json.dumps(content) + "\n")
+                self.region_lines.flush()
             self.rows.writerow(row.cells())
             self.stream.flush()
         if row.error:
             self.errors.append(row.error)
+        else:
+            self.verdicts[row.verdict] += 1
 
     def __exit__(self, *exception: object) -> None:
         with writing(self.file):
-            self.stream.flush()
-            os.fsync(self.stream.fileno())
-            self.stream.close()
+            for stream in (self.region_lines, self.stream):
+                stream.flush()
+                os.fsync(stream.fileno())
+                stream.close()
 
     def _finished(self) -> list[dict[str, str]]:
         """Rows of an earlier attempt by the same detector, whose files are there.
@@ -111,6 +130,12 @@ class PredictionTable:
                 file = self.folder / row[name]
                 if row[name].startswith((f"{name}s/",)) and self.folder.resolve() in file.resolve().parents:
                     file.unlink(missing_ok=True)
+
+
+def _lines(file: Path) -> list[str]:
+    """Whole lines of a file, none where it is not there."""
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    return text[: text.rfind("\n") + 1].splitlines(keepends=True)
 
 
 def _rows(file: Path) -> Iterable[dict[str, str]]:

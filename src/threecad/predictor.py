@@ -7,18 +7,20 @@ needs torch.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
+from typing import TYPE_CHECKING, Protocol, overload
 
 import numpy as np
 from PIL import Image
 
 from threecad.errors import DataError
-from threecad.images import image_pixels, read_image, resize_image, resize_map
-from threecad.overlay import Scale
-from threecad.verdicts import good_share
+from threecad.framing import Framing, MapUnits
+from threecad.images import Decoding, image_pixels, read_image
+from threecad.verdicts import Conditions, GoodScores, Region, Verdicts, Word
 
 if TYPE_CHECKING:
     from threecad.detector import Detector
@@ -40,24 +42,23 @@ class Network(Protocol):
         """Maps (B, H, W) float32 and scores (B,) float32 of pixels (B, H, W, 3) uint8 at `image_size`."""
 
 
-class Found(NamedTuple):
-    """What a network says of one image."""
+@dataclass(frozen=True)
+class Found:
+    """What a network says of one picture."""
 
-    anomaly_map: np.ndarray  # (H, W) float32 at the network's image size
+    maps: np.ndarray  # (F, h, w) float32 of its frames; where there are several, in units of good parts' peaks
     score: float
-
-
-@dataclass(frozen=True, slots=True)
-class GoodParts:
-    """What the good parts that a fit kept aside looked like to its detector."""
-
-    scores: Sequence[float] = ()
-    peaks: Sequence[float] = ()  # the largest value of each of their maps
+    framing: Framing
+    size: tuple[int, int]  # of the picture: height and width
 
     @property
-    def scale(self) -> Scale | None:
-        """Colours of maps; None without any part."""
-        return Scale.of_good(self.peaks)
+    def anomaly_map(self) -> np.ndarray:
+        """The map (H, W) float32 at the size at which the network saw the picture."""
+        return self.at(self.framing.image_size if self.framing.is_plain else self.framing.working_size(self.size))
+
+    def at(self, size: tuple[int, int]) -> np.ndarray:
+        """The map (H, W) float32 at another size."""
+        return self.framing.join(list(self.maps), self.size, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,10 @@ class Result:
 
     score: float  # higher = more anomalous; no fixed range
     anomaly_map: np.ndarray  # (H, W) float32 at the picture's own size
-    good_share: float | None  # share of good parts that score at least as high; None where none were kept aside
+    good_share: float | None  # share of good parts that score at least as high; None without any to compare with
+    verdict: Word  # OK, REVIEW or NG
+    reason: str  # of a REVIEW or an NG
+    regions: list[Region]  # areas that good parts do not have, in pixels of the picture, highest peak first
 
 
 @dataclass
@@ -75,9 +79,14 @@ class Predictor:
 
     network: Network
     method: str
-    good: Mapping[str, GoodParts] = field(default_factory=dict)  # by category
-    decoding: Mapping[str, Any] = field(default_factory=dict)  # how files become pixels: keywords of `read_image`
-    identity: str | None = None  # SHA-256 of what it was loaded from
+    verdicts: Verdicts = field(default_factory=lambda: Verdicts(GoodScores()))
+    conditions: Conditions = field(default_factory=dict)  # what scores depend on here
+    framing: Framing | None = None  # what of a picture the network sees; the whole of it without
+    units: Mapping[str, MapUnits] = field(default_factory=dict)  # of the maps of tiles and of the whole
+    decoding: Decoding = field(default_factory=dict)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        self.view = self.framing or Framing(self.network.image_size)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -112,33 +121,54 @@ class Predictor:
 
         Raises:
             DataError: a file that is no image, an array of another shape or type, a picture without a finite score.
+            SettingsError: a category that the run has not learnt, or several and none is named.
         """
-        if isinstance(images, (Path, str, Image.Image)) or hasattr(images, "__array__"):
+        if not isinstance(images, (list, tuple)):
             picture: Picture = images  # type: ignore[assignment]
             return self([picture], category)[0]
-        good = self.good_parts(category)
+        category = self.verdicts.good.category(category)
         whole = [self._pixels(picture, index) for index, picture in enumerate(images)]
-        found = predict_all(self.network, (resize_image(pixels, self.image_size) for pixels in whole))
+        found = self.inspect((self.view.frames(pixels), pixels.shape[:2]) for pixels in whole)
         results = []
         for index, (pixels, one) in enumerate(zip(whole, found, strict=True)):
             if not math.isfinite(one.score):
                 raise DataError(f"picture {index}: expected a finite score, found {one.score}; the run is damaged")
-            anomaly_map = resize_map(one.anomaly_map, pixels.shape[:2])
-            share = good_share(one.score, good.scores) if good.scores else None
-            results.append(Result(one.score, anomaly_map, share))
+            anomaly_map = one.at(pixels.shape[:2])
+            doubt = self.verdicts.doubt(pixels, category)
+            (word, reason), share, regions = self.verdicts.judge(
+                one.score, one.anomaly_map, pixels.shape[:2], category, doubt
+            )
+            results.append(Result(one.score, anomaly_map, share, word, reason, regions))
         return results
 
-    def good_parts(self, category: str | None = None) -> GoodParts:
-        """Those of a category; without a name, those of the only one, and none where there are several.
+    def inspect(self, pictures: Iterable[tuple[np.ndarray, tuple[int, int]]], batch: int = BATCH) -> Iterator[Found]:
+        """What is found in each picture, in order.
 
-        Raises:
-            DataError: the run has not learnt that category.
+        Args:
+            pictures: frames (F, h, w, 3) uint8 of each, as `view.frames` gives them, and the picture's own size.
+            batch: frames that go through the network together.
         """
-        if category is None:
-            return next(iter(self.good.values())) if len(self.good) == 1 else GoodParts()
-        if category not in self.good:
-            raise DataError(f"the run has learnt {', '.join(self.good)} and says nothing of '{category}'")
-        return self.good[category]
+        waiting: deque[tuple[int, tuple[int, int]]] = deque()
+
+        def frames() -> Iterator[np.ndarray]:
+            for of_one, size in pictures:
+                waiting.append((len(of_one), size))
+                yield from of_one
+
+        results = _run(self.network, frames(), batch)
+        for first in results:
+            count, size = waiting.popleft()
+            of_one = [first, *islice(results, count - 1)]
+            yield self._found(np.stack([one[0] for one in of_one]), of_one[0][1], size)
+
+    def _found(self, maps: np.ndarray, score: float, size: tuple[int, int]) -> Found:
+        """Maps in units, and the score: the network's own of a picture that is one frame, else the map's peak."""
+        if self.view.is_plain:
+            return Found(maps, score, self.view, size)
+        kinds = self.view.kinds(size)
+        in_units = [self.units[kind].apply(one) for kind, one in zip(kinds, maps, strict=True)] if self.units else maps
+        found = Found(np.stack(list(in_units)), score, self.view, size)
+        return replace(found, score=float(found.anomaly_map.max()))
 
     def _pixels(self, picture: Picture, index: int) -> np.ndarray:
         if isinstance(picture, (Path, str)):
@@ -160,10 +190,14 @@ def predict_all(network: Network, images: Iterable[np.ndarray], batch: int = BAT
     Args:
         images: pixels (H, W, 3) uint8 at the network's image size.
     """
+    plain = Framing(network.image_size)
+    return (Found(found[None], score, plain, network.image_size) for found, score in _run(network, images, batch))
+
+
+def _run(network: Network, images: Iterable[np.ndarray], batch: int) -> Iterator[tuple[np.ndarray, float]]:
     for pixels in _batches(images, batch):
         maps, scores = network(pixels)
-        for anomaly_map, score in zip(maps, scores, strict=True):
-            yield Found(anomaly_map, float(score))
+        yield from ((anomaly_map, float(score)) for anomaly_map, score in zip(maps, scores, strict=True))
 
 
 def _batches(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:

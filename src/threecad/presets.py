@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from threecad.detector import Detector
 from threecad.methods import METHODS
-from threecad.settings import Settings, merge, validate
+from threecad.settings import AUTO, Settings, merge, validate
+from threecad.synthesis.textures import PROCEDURAL
 
 Tables = Mapping[str, Mapping[str, Any]]
 
 PROVENANCE = {
-    "data": ("exclude", "textures"),
+    "data": ("exclude",),
     "training": ("preset", "seed", "devices", "checkpoint_s"),
 }
 """Settings that say which data and which machine; runs that differ in them alone are of the same preset."""
@@ -22,8 +24,13 @@ def preset_tables(method: str, preset: str) -> dict[str, dict[str, Any]]:
     """What a preset changes in the method's defaults, as settings tables."""
     detector = METHODS[method]
     presets: dict[str, dict[str, dict[str, Any]]] = {
-        "paper": {"data": {"holdout": 0.0}},
-        "quick": {"method": dict(detector.quick.method), "training": dict(detector.quick.training)},
+        "paper": {"data": {"holdout": 0.0}, "training": {"precision": detector.paper_precision}},
+        "quick": {
+            "data": {"textures": PROCEDURAL},
+            "method": {"image_size": "auto", **detector.quick.method},
+            "evaluation": {"size": "auto"},
+            "training": dict(detector.quick.training),
+        },
     }
     return presets.get(preset, {})
 
@@ -51,8 +58,31 @@ def departures(method: str, settings: Settings) -> list[str]:
         f"{table}.{key}"
         for table in found
         for key in sorted(found[table].keys() | pure[table].keys())
-        if found[table].get(key) != pure[table].get(key) and key not in PROVENANCE.get(table, ())
+        if found[table].get(key) != pure[table].get(key)
+        and key not in PROVENANCE.get(table, ())
+        and not (key == "textures" and found[table].get(key) != PROCEDURAL)  # a folder is what the papers take
     ]
+
+
+def settle_sizes(settings: Settings, image_size: tuple[int, int]) -> Settings:
+    """The settings with `image_size`, and the evaluation's size with it, wherever they are `auto`.
+
+    Raises:
+        SettingsError: the method cannot take that size.
+    """
+    tables = settings.as_tables()
+    if settings.method.image_size == AUTO:
+        tables["method"]["image_size"] = list(image_size)
+    if settings.evaluation.size == AUTO:
+        tables["evaluation"]["size"] = tables["method"]["image_size"]
+    return validate(tables, type(settings.method))
+
+
+def size_on_grid(shape: tuple[float, float], pixels: int, grid: int) -> tuple[int, int]:
+    """The height and width, multiples of `grid`, of an image of about `pixels` pixels with the aspect of `shape`."""
+    height = math.sqrt(pixels * shape[0] / shape[1])
+    least = -(-32 // grid)
+    return tuple(grid * max(round(side / grid), least) for side in (height, pixels / height))  # type: ignore[return-value]
 
 
 def build(method: str, **settings: Any) -> Detector:

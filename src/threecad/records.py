@@ -23,6 +23,7 @@ class Split(StrEnum):
     """Which side of the tree an image lies on."""
 
     TRAIN = "train"
+    VALIDATION = "validation"  # good images that a published set keeps aside
     TEST = "test"
 
 
@@ -35,6 +36,13 @@ class Sample:
     category: str
     defect: str  # "good" for normal images
     split: Split
+    more_masks: tuple[Path, ...] = ()  # where a defective image has several; the defect is all of them together
+    part: str | None = None  # names the part in the picture, where the data set tells; its views share it
+
+    @property
+    def masks(self) -> tuple[Path, ...]:
+        """All masks of the image; none for a normal one."""
+        return () if self.mask is None else (self.mask, *self.more_masks)
 
     @property
     def is_defect(self) -> bool:
@@ -49,6 +57,10 @@ class Batch:
     image: Tensor  # (B, 3, H, W) normal
     augmented: Tensor  # (B, 3, H, W) with synthetic anomalies; equals `image` where the method asks for none
     mask: Tensor  # (B, 1, H, W) 1 where an anomaly was put
+
+    def altered_within(self, inside: Tensor) -> Batch:
+        """The same batch without the alterations outside the region of interest, (B, 1, H, W) of bool."""
+        return Batch(self.image, self.augmented.where(inside, self.image), self.mask * inside)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""

@@ -6,6 +6,9 @@
         detector.safetensors    every tensor that the backbone's file does not hold
         backbone.safetensors    the pretrained backbone, where there is one: hard link or copy
         state.safetensors       while unfinished: model and optimisers, to resume from
+        good.json               the score of each good part by a model that has not learnt from it
+        verdict.toml            how many good parts may be rejected or set aside; may be edited
+        roi.png                 the region of interest, where there is one
         scores.json             written by `evaluate`
 
 Nothing here needs torch: a run can be shown without loading it.
@@ -25,8 +28,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from threecad.errors import RunError
 from threecad.files import is_leftover, write_text
 from threecad.settings import Settings
+from threecad.verdicts import Conditions, Verdicts, read_verdicts, write_verdicts
 
-FORMAT = 2
+FORMAT = 3
 """Version of the run folder; a reader refuses any other."""
 
 LIBRARIES = ("torch", "timm", "numpy", "pillow", "lightning-fabric")
@@ -60,14 +64,27 @@ class RunRecord(BaseModel):
     data_fingerprint: str  # of the good images that were learnt from
     exclusions: list[str] = Field(default_factory=list)
     holdout: list[str] = Field(default_factory=list)  # good images kept aside, relative to the data root
-    good_scores: dict[str, list[float]] = Field(default_factory=dict)  # of those, by category
-    good_peaks: dict[str, list[float]] = Field(default_factory=dict)  # the largest value of each of their maps
+    scoring: str = "none"  # how good parts were scored: hold-out, folds, left out (in closed form), or none
+    region_fill: tuple[int, int, int] | None = None  # the colour outside roi.png
+    region_is_exact: bool = True  # made for pictures of its own size
+    map_units: dict[str, tuple[float, float]] = Field(default_factory=dict)  # centre and spread of good parts' peaks
     resumed_inexactly: list[str] = Field(default_factory=list)  # conditions that changed while it was fitted
     duration_s: float = 0.0
     finished: bool = False
     detector_sha256: str | None = None
     version: str = Field(default_factory=lambda: importlib.metadata.version("threecad"))
     libraries: dict[str, str] = Field(default_factory=_versions)
+
+    def conditions(self, image_size: tuple[int, int], precision: str, backend: str = "torch") -> Conditions:
+        """What the scores of this run depend on, where it is looked through like that."""
+        return {
+            "detector": self.detector_sha256,
+            "weights": self.weights_sha256,
+            "image_size": "×".join(map(str, image_size)),
+            "bits": self.settings.get("data", {}).get("bits"),
+            "precision": precision,
+            "backend": backend,
+        }
 
 
 class RunFolder:
@@ -81,6 +98,9 @@ class RunFolder:
         self.detector_file = path / "detector.safetensors"
         self.backbone_file = path / "backbone.safetensors"
         self.state_file = path / "state.safetensors"
+        self.good_file = path / "good.json"
+        self.verdict_file = path / "verdict.toml"
+        self.region_file = path / "roi.png"
         self.scores_file = path / "scores.json"
 
     @property
@@ -122,6 +142,11 @@ class RunFolder:
         try:
             content = json.loads(self.record_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
+            if (self.path / "bundle.json").is_file():
+                raise RunError(
+                    f"expected a run, found the bundle {self.path}: only predict and verify take one; "
+                    "change the run and export it again"
+                ) from None
             raise RunError(
                 f"expected a run folder with run.json at {self.path}, found none; `threecad fit` makes one"
             ) from None
@@ -142,3 +167,15 @@ class RunFolder:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise RunError(f"{self.record_file} is damaged: {where}: {first['msg']}") from None
+
+    def write_verdicts(self, verdicts: Verdicts) -> None:
+        """Replace `good.json`, then `verdict.toml`."""
+        write_verdicts(self.path, verdicts)
+
+    def read_verdicts(self) -> Verdicts:
+        """The good parts of the run, and the budgets in its `verdict.toml`; the usual ones where it has been removed.
+
+        Raises:
+            RunError, SettingsError: as `verdicts.read_verdicts`.
+        """
+        return read_verdicts(self.path)

@@ -12,6 +12,15 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def thread_count() -> int:
+    """Threads for work that reads files or lets go of the interpreter: one a processor that this process may use.
+
+    At least two, so that reading and computing overlap.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(2, allowed or 2)
+
+
 def ordered(
     function: Callable[[Item], Result],
     items: Iterable[Item],
@@ -28,7 +37,7 @@ def ordered(
         weight: bytes of the result of an item.
         budget: bytes that may wait, at most; a single result may be larger.
     """
-    pool = ThreadPoolExecutor(threads or max(2, os.cpu_count() or 2), thread_name_prefix="ordered")
+    pool = ThreadPoolExecutor(threads or thread_count(), thread_name_prefix="ordered")
     pending: deque[tuple[Future[Result], int]] = deque()
     waiting = 0
     try:

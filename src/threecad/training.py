@@ -22,6 +22,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from threecad.allocation import enough_memory
 from threecad.checkpoint import load_own, own_tensors, refuse_unless_finite
 from threecad.data.loading import Rows
 from threecad.detector import Detector, Epochs, GradientPhase, Phase, StatisticsPhase
@@ -46,6 +47,7 @@ class StepReport:
     done: float  # share of the whole fit
     terms: Mapping[str, float]  # loss terms; empty in a statistics phase
     rate: float | None  # learning rate of the first optimiser
+    detector: Detector  # as the step has left it, in training mode
 
 
 Callback = Callable[[StepReport], None]
@@ -79,7 +81,7 @@ def train(
         FileError: a file that cannot be written.
         Interrupted: Ctrl-C or SIGTERM came; the state is saved.
     """
-    with _stop_requests() as stop_requested, _deterministic(fabric.device):
+    with _stop_requests() as stop_requested, _deterministic(fabric.device), enough_memory():
         loop = _Loop(detector, images, textures, settings, plan, run, fabric, callback, stop_requested)
         loop.run_phases()
     return loop.elapsed_s()
@@ -170,9 +172,7 @@ class _Loop:
 
     def _run_statistics_phase(self, index: int, phase: StatisticsPhase, log: MetricsLog) -> None:
         """A statistics phase: additive sums over all images, joined over processes, then its closed form."""
-        state = phase.state
-        for name in state:
-            state[name] = state[name].to(self.fabric.device)
+        sums = {name: tensor.to(self.fabric.device) for name, tensor in phase.empty_sums().items()}
         with _only_training(self.detector, ()), torch.no_grad():
             for step in range(self.steps[index]):
                 if isinstance(phase.duration, Epochs):
@@ -181,14 +181,14 @@ class _Loop:
                     batch = self._batch(index, phase, step)
                 if batch is not None:
                     with self.fabric.autocast():
-                        phase.observe(batch)
+                        phase.observe(sums, batch)
                 self._report(index, phase, step + 1, {}, None)
                 if self._all_stop():
                     raise Interrupted
-            for name, tensor in state.items():
-                state[name].copy_(torch.as_tensor(self.fabric.all_reduce(tensor, reduce_op="sum")))
-            refuse_unless_finite(state, f"phase '{phase.name}' has gathered")
-            phase.conclude()
+            for tensor in sums.values():
+                tensor.copy_(torch.as_tensor(self.fabric.all_reduce(tensor, reduce_op="sum")))
+            refuse_unless_finite(sums, f"phase '{phase.name}' has gathered")
+            phase.conclude(sums)
             refuse_unless_finite(own_tensors(self.detector), f"phase '{phase.name}' has concluded with")
         if index + 1 < len(self.steps):
             self._save(index + 1, 0, (), log)
@@ -229,11 +229,14 @@ class _Loop:
 
     def _synthesised(self, index: int, phase: Phase, position: int, chosen: np.ndarray) -> Batch:
         generator = seed_everything((self.settings.seed, index, position, self.fabric.global_rank), self.fabric.device)
-        image = to_tensor(self.images[np.sort(chosen)], self.fabric.device)
+        rows = np.sort(chosen)
+        image = to_tensor(self.images[rows], self.fabric.device)
         if phase.synthesizer is None:
             return Batch(image, image, image.new_zeros(len(image), 1, *image.shape[-2:]))
         with torch.no_grad():
-            return phase.synthesizer(image, generator)
+            batch = phase.synthesizer(image, generator)
+        inside = self.images.inside_of(rows)
+        return batch if inside is None else batch.altered_within(torch.from_numpy(inside[:, None]).to(image.device))
 
     def _schedule(self, phase: GradientPhase) -> Schedule:
         return one_cycle() if self.settings.schedule == "one_cycle" else phase.schedule
@@ -241,7 +244,7 @@ class _Loop:
     def _report(self, index: int, phase: Phase, step: int, terms: Mapping[str, float], rate: float | None) -> None:
         if self.callback:
             done = (sum(self.steps[:index]) + step) / sum(self.steps)
-            self.callback(StepReport(phase.name, step, self.steps[index], done, terms, rate))
+            self.callback(StepReport(phase.name, step, self.steps[index], done, terms, rate, self.detector))
 
     def _maybe_save(
         self,

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from timm.layers import DropPath
 from torch import Tensor
 
 from threecad.detector import GradientPhase, StatisticsPhase
+from threecad.errors import SettingsError
 from threecad.methods.cfrg import (
     CFRG,
     CFRGConfig,
@@ -21,6 +23,7 @@ from threecad.methods.cfrg import (
     segmentation_loss,
 )
 from threecad.records import Batch
+from threecad.settings import validate
 from threecad.synthesis.textures import ProceduralTextures
 
 GRIDS = (4, 2, 1)
@@ -59,11 +62,15 @@ def distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return found
 
 
-def enlarged(grid: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear, corners on corners: (h, w) -> (height, width)."""
+def enlarged(grid: np.ndarray, height: int, width: int, align_corners: bool) -> np.ndarray:
+    """Bilinear: (h, w) -> (height, width), corner pixels on corner pixels or corners of images on those of images."""
     found = np.empty((height, width))
     for y, x in itertools.product(range(height), range(width)):
-        v, u = y * (grid.shape[0] - 1) / (height - 1), x * (grid.shape[1] - 1) / (width - 1)
+        if align_corners:
+            v, u = y * (grid.shape[0] - 1) / (height - 1), x * (grid.shape[1] - 1) / (width - 1)
+        else:
+            v, u = (y + 0.5) * grid.shape[0] / height - 0.5, (x + 0.5) * grid.shape[1] / width - 0.5
+            v, u = np.clip(v, 0, grid.shape[0] - 1), np.clip(u, 0, grid.shape[1] - 1)
         top, left = int(v), int(u)
         bottom, right = min(top + 1, grid.shape[0] - 1), min(left + 1, grid.shape[1] - 1)
         above = grid[top, left] * (1 - (u - left)) + grid[top, right] * (u - left)
@@ -84,7 +91,7 @@ def test_equation_2_pulls_outside_the_mask_and_pushes_inside(push: bool) -> None
     for t, s in zip(numpy(teacher), numpy(student), strict=True):
         of_scale = []
         for b, grid in enumerate(distances(t, s)):
-            distance = enlarged(grid, 8, 8)
+            distance = enlarged(grid, 8, 8, align_corners=False)
             for y, x in itertools.product(range(8), range(8)):
                 g = mask[b, 0, y, x].item()
                 of_scale.append((1 - g) * distance[y, x] + (g * (1 - distance[y, x]) if push else 0))
@@ -120,14 +127,14 @@ def test_equation_5_is_the_sum_of_three_terms_over_the_altered_and_the_normal_im
     detector, given = build(), batch()
     with torch.no_grad():
         terms = detector.losses(given)
-        look = detector._look(given.augmented)
+        features = detector._features(given.augmented)
         normal = detector.teacher(given.image)
     assert list(terms) == ["distillation", "recovery", "segmentation"]
     assert terms["distillation"].item() == pytest.approx(
-        distillation_loss(look.teacher, look.student, given.mask).item()
+        distillation_loss(features.teacher, features.student, given.mask).item()
     )
-    assert terms["recovery"].item() == pytest.approx(recovery_loss(normal, look.recovered).item())
-    assert terms["segmentation"].item() == pytest.approx(segmentation_loss(look.logits, given.mask).item())
+    assert terms["recovery"].item() == pytest.approx(recovery_loss(normal, features.recovered).item())
+    assert terms["segmentation"].item() == pytest.approx(segmentation_loss(features.logits, given.mask).item())
 
 
 def seen_by_segmenter(detector: CFRG, image: Tensor) -> list[Tensor]:
@@ -144,31 +151,76 @@ def test_the_segmenter_sees_the_teachers_features_weighted_by_both_disagreements
     """in_t = (1 - w_d) F^{t_a}; in_s = (1 - w_r) in_t; without guidance or recovery in_s = in_t."""
     detector, image = build(**changes), batch().augmented
     with torch.no_grad():
-        look = detector._look(image)
+        features = detector._features(image)
     for scale, found in enumerate(seen_by_segmenter(detector, image)):
-        t, s = (numpy(features)[scale] for features in (look.teacher, look.student))
+        t, s = numpy(features.teacher)[scale], numpy(features.student)[scale]
         expected = distances(t, s)[:, None] * t
         if not changes:
-            expected = distances(t, numpy(look.recovered)[scale])[:, None] * expected
+            expected = distances(t, numpy(features.recovered)[scale])[:, None] * expected
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("changes", [{}, {"segmentation": False}, {"recovery": False}])
-def test_the_map_is_the_distance_plus_the_mask_smoothed_and_the_score_its_maximum(changes: dict[str, bool]) -> None:
-    """With recovery 1 - cos(F^t, F^r), without it 1 - cos(F^t, F^s); the mask only where there is a segmenter."""
+MAPS: list[tuple[dict[str, bool], tuple[str, ...]]] = [
+    ({}, ("recovered", "logits")),
+    ({"segmentation": False}, ("recovered",)),
+    ({"recovery": False}, ("logits",)),
+    ({"recovery": False, "distillation_map": True}, ("student", "logits")),
+    ({"recovery": False, "segmentation": False, "distillation_map": True}, ("student",)),
+]
+"""Settings, and what their maps are summed from."""
+
+
+@pytest.mark.parametrize(("changes", "summands"), MAPS)
+def test_the_map_is_the_distance_plus_the_mask_smoothed_and_the_score_its_maximum(
+    changes: dict[str, bool], summands: tuple[str, ...]
+) -> None:
+    """1 - cos(F^t, F^r) and the segmented mask; without a branch (WRC, WS) what is left, unless a setting says more."""
     detector, image = build(**changes), batch().augmented
     with torch.no_grad():
-        look = detector._look(image)
+        features = detector._features(image)
         prediction = detector(image)
-    others = look.student if changes.get("recovery") is False else look.recovered
     expected = np.zeros((2, 64, 64))
-    for t, o in zip(numpy(look.teacher), numpy(others), strict=True):
-        expected += [enlarged(grid, 64, 64) for grid in distances(t, o)]
-    if changes.get("segmentation", True):
-        expected += 1 / (1 + np.exp(-look.logits[:, 0].double().numpy()))
+    for branch in set(summands) - {"logits"}:
+        for t, o in zip(numpy(features.teacher), numpy(getattr(features, branch)), strict=True):
+            expected += [enlarged(grid, 64, 64, align_corners=True) for grid in distances(t, o)]
+    if "logits" in summands:
+        expected += 1 / (1 + np.exp(-features.logits[:, 0].double().numpy()))
     smooth = np.stack([gaussian_filter(anomaly_map, 4) for anomaly_map in expected])
     np.testing.assert_allclose(prediction.anomaly_map[:, 0], smooth, atol=1e-4)
     np.testing.assert_allclose(prediction.score, smooth.max(axis=(1, 2)), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"recovery": False, "segmentation": False}, "nothing is left for the map"),
+        ({"distillation_map": True}, "takes the place of the recovery branch"),
+    ],
+)
+def test_branches_that_leave_no_map_or_two_are_refused(changes: dict[str, bool], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        validate({"method": changes}, CFRGConfig)
+
+
+def test_the_clean_image_passes_the_teacher_in_the_precision_of_the_altered_one() -> None:
+    detector, precisions = build(), []
+    convolution = next(module for module in detector.teacher.modules() if isinstance(module, torch.nn.Conv2d))
+    convolution.register_forward_hook(lambda module, inputs, output: precisions.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        detector.losses(batch())
+    assert precisions == [torch.bfloat16, torch.bfloat16]
+
+
+def test_a_students_blocks_are_skipped_in_training_only_and_the_deeper_the_more_often() -> None:
+    detector = build(student_drop_path=0.5)
+    rates = [module.drop_prob for module in detector.student.modules() if isinstance(module, DropPath)]
+    assert rates[0] == 0 and rates[-1] == 0.5 and rates == sorted(rates)
+    image = batch().image
+    with torch.no_grad():
+        assert torch.equal(detector.student(image)[2], detector.student(image)[2])
+        detector.student.train()
+        passes = [detector.student(image)[2] for _ in range(8)]
+    assert any(not torch.equal(passes[0], other) for other in passes[1:])
 
 
 def test_wrc_drops_the_recovery_branch_and_its_loss() -> None:
@@ -267,15 +319,21 @@ def test_adapters_end_without_a_relu_where_the_teachers_features_are_signed() ->
     assert (adapter(4, 6, signed=True)(features) < 0).any()
 
 
+def conclude(phase: StatisticsPhase, batch: Batch) -> None:
+    """What the training loop does, with one batch."""
+    sums = phase.empty_sums()
+    phase.observe(sums, batch)
+    phase.conclude(sums)
+
+
 def test_a_calibration_from_a_single_part_is_finite() -> None:
     detector = build(calibrated=True)
-    looks = [phase for phase in detector.phases(ProceduralTextures()) if isinstance(phase, StatisticsPhase)]
-    assert [look.name for look in looks] == ["calibration", "surroundings", "standardisation"]
+    phases = [phase for phase in detector.phases(ProceduralTextures()) if isinstance(phase, StatisticsPhase)]
+    assert [phase.name for phase in phases] == ["fine_distances", "coarse_distances", "standardisation"]
     with torch.no_grad():
         one = Batch(batch().image[:1], batch().image[:1], batch().mask[:1])
-        for look in looks:
-            look.observe(one)
-            look.conclude()
+        for phase in phases:
+            conclude(phase, one)
         seen, other = detector(one.image), detector(1 - one.image)
     assert all(value.isfinite().all() for prediction in (seen, other) for value in prediction)
     assert other.score > seen.score
@@ -285,10 +343,9 @@ def test_a_calibration_from_a_single_part_is_finite() -> None:
 def test_a_calibrated_map_needs_neither_recovery_nor_segmentation(switch: str) -> None:
     detector = build(calibrated=True, **{switch: False})
     with torch.no_grad():
-        for look in detector.phases(ProceduralTextures()):
-            if isinstance(look, StatisticsPhase):
-                look.observe(batch())
-                look.conclude()
+        for phase in detector.phases(ProceduralTextures()):
+            if isinstance(phase, StatisticsPhase):
+                conclude(phase, batch())
         prediction = detector(batch().image)
     assert prediction.anomaly_map.isfinite().all()
     assert prediction.anomaly_map.amax() > 0

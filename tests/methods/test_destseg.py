@@ -139,7 +139,7 @@ def test_a_student_meets_a_narrow_signed_teacher_through_heads() -> None:
 
 def test_the_pooled_branch_reaches_every_place() -> None:
     torch.manual_seed(0)
-    segmenter = Segmenter(given=4, width=8, dilations=(6, 12, 18)).eval()
+    segmenter = Segmenter(in_channels=4, width=8, dilations=(6, 12, 18)).eval()
     similarities = torch.randn(1, 4, 64, 64, requires_grad=True)
     segmenter(similarities)[0, 0, 0, 0].backward()
     assert (similarities.grad.abs().sum(dim=1) > 0).all()

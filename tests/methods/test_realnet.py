@@ -64,9 +64,10 @@ def test_the_selection_phase_sees_only_altered_images_and_keeps_what_its_sums_sa
     assert phase.synthesizer.share == 1.0
     generator = torch.Generator().manual_seed(0)
     batches = [phase.synthesizer(torch.rand(4, 3, 128, 128, generator=generator), generator) for _ in range(2)]
+    sums = phase.empty_sums()
     with torch.no_grad():
         for batch in batches:
-            phase.observe(batch)
+            phase.observe(sums, batch)
         expected = [
             sum(
                 selection_error(
@@ -76,7 +77,7 @@ def test_the_selection_phase_sees_only_altered_images_and_keeps_what_its_sums_sa
             )
             for scale in range(4)
         ]
-        phase.conclude()
+        phase.conclude(sums)
     for select, errors in zip(detector.selections, expected, strict=True):
         kept = select.channels.tolist()
         worst_kept = errors[kept].max()
@@ -173,12 +174,12 @@ def test_generated_pictures_take_the_place_of_textures_with_their_own_opacity(tm
 def test_standardised_features_have_mean_0_and_spread_1_over_the_good_parts() -> None:
     torch.manual_seed(0)
     detector = RealNet(RealNetConfig.tiny().model_copy(update={"standardised": True})).eval()
-    looked, *_ = detector.phases(ProceduralTextures())
-    images = torch.rand(6, 3, 128, 128)
+    phase, *_ = detector.phases(ProceduralTextures())
+    images, sums = torch.rand(6, 3, 128, 128), phase.empty_sums()
     with torch.no_grad():
         for image in images.split(2):
-            looked.observe(Batch(image, image, image[:, :1]))
-        looked.conclude()
+            phase.observe(sums, Batch(image, image, image[:, :1]))
+        phase.conclude(sums)
         for features in detector._backbone(images):
             torch.testing.assert_close(features.mean(dim=(0, 2, 3)), torch.zeros(features.shape[1]), rtol=0, atol=1e-4)
             assert features.std(dim=(0, 2, 3)).median() == pytest.approx(1, abs=0.02)

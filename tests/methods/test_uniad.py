@@ -129,9 +129,9 @@ def test_the_map_is_the_length_of_the_difference_and_the_score_its_best_16_by_16
     torch.testing.assert_close(score, windows.mean(dim=(-1, -2)).amax(dim=(1, 2, 3)))
 
 
-def test_the_rate_falls_to_a_tenth_at_four_fifths_and_gradients_are_clipped(detector: UniAD) -> None:
+def test_the_rate_falls_to_a_tenth_after_801_of_1000_epochs_and_gradients_are_clipped(detector: UniAD) -> None:
     (phase,) = detector.phases(ProceduralTextures())
-    assert [round(phase.schedule(progress), 6) for progress in (0.0, 0.79, 0.8, 0.99)] == [1, 1, 0.1, 0.1]
+    assert [round(phase.schedule(progress), 6) for progress in (0.0, 0.8, 0.801, 0.99)] == [1, 1, 0.1, 0.1]
     assert phase.clip_norm == 0.1
     assert phase.optimizers[0].param_groups[0]["weight_decay"] == 1e-4
 
@@ -144,15 +144,16 @@ def test_an_image_that_the_window_covers_is_an_error_that_names_the_least_size()
 def test_standardised_features_have_mean_0_and_spread_1_over_the_good_parts() -> None:
     torch.manual_seed(0)
     detector = UniAD(UniADConfig.tiny().model_copy(update={"standardised": True})).eval()
-    looked, _ = detector.phases(textures=ProceduralTextures())
-    images = torch.rand(6, 3, 128, 128)
+    phase, _ = detector.phases(textures=ProceduralTextures())
+    images, sums = torch.rand(6, 3, 128, 128), phase.empty_sums()
     with torch.no_grad():
         before = detector._features(images)
         for image in images.split(2):
-            looked.observe(Batch(image, image, image[:, :1]))
-        looked.conclude()
+            phase.observe(sums, Batch(image, image, image[:, :1]))
+        phase.conclude(sums)
         features = detector._features(images)
-    varying = detector.standardise.spread > 1e-3
+    variance = before.var(dim=(0, 2, 3))
+    varying = variance > 0.02 * variance.mean()
     assert (before.std(dim=(0, 2, 3)) - 1)[varying].abs().max() > 0.1
     torch.testing.assert_close(features.mean(dim=(0, 2, 3)), torch.zeros(features.shape[1]), rtol=0, atol=1e-4)
     torch.testing.assert_close(features.std(dim=(0, 2, 3))[varying], torch.ones(int(varying.sum())), rtol=0.02, atol=0)

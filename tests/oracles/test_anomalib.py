@@ -44,12 +44,13 @@ def test_padim_fits_the_same_gaussians_and_draws_the_same_map() -> None:
     new[0, :, 50:80, 40:70] = 1.0
 
     (phase,) = ours.phases(textures=None)
+    sums = phase.empty_sums()
     theirs.train().feature_extractor.eval()
     with torch.no_grad():
         for image in images.split(10):
-            phase.observe(Batch(image, image, image[:, :1]))
+            phase.observe(sums, Batch(image, image, image[:, :1]))
             theirs(normalised(ours, image))
-        phase.conclude()
+        phase.conclude(sums)
         theirs.fit()
         found, expected = ours(new), theirs.eval()(normalised(ours, new))
 

@@ -1,83 +1,91 @@
-"""Runs a plan on this machine, job by job: what is finished is skipped, what was interrupted resumes.
+"""Runs a plan: what is finished is skipped, what was interrupted resumes, what was made otherwise is set aside.
 
-DIR/plan.json                         the plan that the folder belongs to
-    runs/METHOD/CATEGORY/SEED/        the run folder of each job
-    rows/METHOD/CATEGORY/SEED.json    its scores.json, written last: the row is there, or the job is not done
-    failures/METHOD/CATEGORY/SEED.txt why a job failed; tried again next time
+DIR/plan.json                          the plan that was run last
+    rows/METHOD/CATEGORY/SEED.json     the scores of a job, written last: the row is there, or the job is not done
+    superseded/…/SEED-ID.json          rows whose code, settings or data are no longer the plan's; they come back
+    runs/METHOD/CATEGORY/SEED-ID/      the run folder of a job; ID stands for the key of its row
+    maps/METHOD/CATEGORY/SEED.npz      a few test images with their maps, for the sheet
+    failures/METHOD/CATEGORY/SEED.txt  why a job failed; it is tried again next time
+    tables.md, tables.csv, tables.tex, sheet.png
 """
 
 from __future__ import annotations
 
 import json
-import traceback
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from threecad.benchmark.job import Outcome, run_job
+from threecad.benchmark.keys import code_version, key_id, with_keys
+from threecad.benchmark.layouts import FORMATS, write_tables
 from threecad.benchmark.plan import Job, Plan
-from threecad.data.loading import Progress
-from threecad.errors import RunError, ThreeCADError
-from threecad.evaluation import evaluate_run
-from threecad.files import write_json, write_text
-from threecad.fitting import fit
-from threecad.training import Callback
+from threecad.benchmark.rows import read_key, read_rows
+from threecad.benchmark.sheet import draw_sheet
+from threecad.demo.parts import write_parts
+from threecad.engines import Engine, map_tasks
+from threecad.errors import RunError
+from threecad.files import is_leftover, write_json, write_text, writing
 
-COMPARABLE = ("backbone", "override", "settings")
-"""What two plans must agree on for their rows to stand in one table."""
+SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex"}
 
 
 @dataclass
-class Outcome:
-    """How a benchmark went."""
+class Report:
+    """How a benchmark went; every job's name is in one of the first three."""
 
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)  # finished before
     failed: dict[str, str] = field(default_factory=dict)  # why, by job
+    superseded: list[str] = field(default_factory=list)  # rows that were set aside
+
+    def summary(self, out: Path) -> str:
+        """One line."""
+        aside = f", {len(self.superseded)} of other code, settings or data set aside" if self.superseded else ""
+        counts = f"{len(self.done)} done, {len(self.skipped)} finished before, {len(self.failed)} failed{aside}"
+        return f"{out}: {counts}"
 
 
 def run_plan(
     plan: Plan,
     out: Path,
     *,
-    counting: Callable[[str], Progress],
-    watching: Callable[[str], Callback],
+    engine: Engine | None = None,
     notify: Callable[[str], None] = lambda line: None,
-) -> Outcome:
+) -> Report:
     """Every job of the plan, its row in `out`; a job that fails does not stop the others.
 
     Args:
-        counting: gives a callback for the progress of a work with this title.
-        watching: gives a callback for the steps of a job with this name.
-        notify: called with a line worth reading.
+        notify: called with a line worth reading: when work begins, and when a job has ended, with the time left.
 
     Raises:
-        RunError: `out` holds something else, or cannot be written.
-        Interrupted: Ctrl-C; the same command goes on.
+        RunError: `out` holds something else, is at work already, or cannot be written; the cluster does not answer.
+        KeyboardInterrupt: Ctrl-C; the same command goes on.
     """
     _claim(out, plan)
-    outcome = Outcome()
-    jobs = list(plan.jobs())
-    for number, job in enumerate(jobs, start=1):
-        row = row_file(out, job)
-        if row.exists():
-            outcome.skipped.append(job.name)
-            continue
-        notify(f"[{number}/{len(jobs)}] {job.name}")
-        failure = out / "failures" / f"{job.name}.txt"
-        try:
-            scores = _run(plan, job, out / "runs" / job.name, counting, watching)
-        except ThreeCADError as error:
-            outcome.failed[job.name] = str(error)
-        except Exception as error:  # one method's fault must not cost the others their night
-            outcome.failed[job.name] = f"{type(error).__name__}: {error}"
-            failure.parent.mkdir(parents=True, exist_ok=True)
-            write_text(failure, traceback.format_exc())
-        else:
-            row.parent.mkdir(parents=True, exist_ok=True)
-            write_json(row, scores)
-            failure.unlink(missing_ok=True)
-            outcome.done.append(job.name)
-    return outcome
+    with _alone(out):
+        plan = _with_parts(plan, out, notify)
+        jobs = with_keys(plan)
+        report = Report(superseded=_set_aside(out, jobs))
+        waiting = []
+        for job in jobs:
+            if read_key(row_file(out, job)) == job.key:
+                report.skipped.append(job.name)
+            else:
+                waiting.append(job)
+        if waiting:
+            notify(f"{len(waiting)} of {len(jobs)} jobs to run")
+        start = time.monotonic()
+        for number, ended in enumerate(map_tasks(partial(run_job, plan, out=out), waiting, engine), start=1):
+            outcome = ended.result or Outcome(waiting[ended.index].name, 0.0, ended.failure)
+            _note(out, outcome, report)
+            left_s = (time.monotonic() - start) / number * (len(waiting) - number)
+            notify(_line(outcome, number, len(waiting), left_s))
+        _print_tables(out)
+    return report
 
 
 def row_file(out: Path, job: Job) -> Path:
@@ -85,41 +93,104 @@ def row_file(out: Path, job: Job) -> Path:
     return out / "rows" / f"{job.name}.json"
 
 
-def _run(
-    plan: Plan, job: Job, folder: Path, counting: Callable[[str], Progress], watching: Callable[[str], Callback]
-) -> object:
-    """`scores.json` of one job."""
-    fit(
-        job.method,
-        plan.data,
-        folder,
-        categories=job.categories,
-        settings=job.settings,
-        resume=True,
-        callback=watching(job.name),
-        progress=counting(f"decoding {job.categories[0]}"),
-    )
-    return evaluate_run(folder, plan.data, job.categories, counting=counting)
-
-
 def _claim(out: Path, plan: Plan) -> None:
-    """Make the folder, or make sure that it belongs to a plan whose rows can stand beside this one's."""
-    file = out / "plan.json"
-    asked = json.loads(plan.model_dump_json(include=set(COMPARABLE)))
-    if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        for key in COMPARABLE:
-            if before.get(key) != asked[key]:
-                raise RunError(
-                    f"{out} belongs to a plan with {key} = {json.dumps(before.get(key))},\n"
-                    f"this one has {json.dumps(asked[key])}: rows would not be comparable; choose another --out"
-                )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    """Make the folder, or make sure that it is one of a benchmark; then write down what is run in it."""
+    if out.exists() and not (out.is_dir() and ((out / "plan.json").exists() or all(map(is_leftover, out.iterdir())))):
         raise RunError(
             f"expected a new folder or one of a benchmark, found {out} with other files; choose another --out"
         )
-    try:
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make {out}: {error.strerror}") from None
-    write_json(file, asked)
+    write_json(out / "plan.json", json.loads(plan.model_dump_json(exclude_none=True)))
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Within, no other benchmark works in the folder; the system lets go of the lock however this process ends."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        yield
+        return
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"another benchmark is at work in {out}; wait for it, or choose another --out") from None
+        yield
+
+
+def _with_parts(plan: Plan, out: Path, notify: Callable[[str], None]) -> Plan:
+    """The plan with a data root; its parts are drawn where it has none, all of them or none at all."""
+    if plan.parts is None or plan.data is not None:
+        return plan
+    data = out / "data"
+    if not data.exists():
+        notify("drawing parts")
+        unfinished = out / "data.part"
+        write_parts(unfinished, **plan.parts.model_dump())
+        unfinished.rename(data)
+    return plan.model_copy(update={"data": data.resolve()})
+
+
+def _set_aside(out: Path, jobs: Sequence[Job]) -> list[str]:
+    """Names of rows that no longer belong into the tables, moved to `superseded`; those that belong again come back.
+
+    A row belongs if it is one of the plan's, or of a method and variant that the plan leaves out, by the present code.
+    """
+    by_name = {job.name: job for job in jobs}
+    lines = {job.line for job in jobs}
+    aside = []
+    for file in sorted((out / "rows").rglob("*.json")):
+        name = file.relative_to(out / "rows").with_suffix("").as_posix()
+        key = read_key(file)
+        if name in by_name:
+            belongs = key == by_name[name].key
+        else:
+            belongs = key is not None and name.split("/")[0] not in lines and key["code"] == code_version()
+        if not belongs:
+            _move(file, _superseded(out, name, key_id(key) if key else "damaged"))
+            aside.append(name)
+    for job in jobs:
+        kept = _superseded(out, job.name, key_id(job.key))
+        if read_key(kept) == job.key and not row_file(out, job).exists():
+            _move(kept, row_file(out, job))
+    return aside
+
+
+def _superseded(out: Path, name: str, identity: str) -> Path:
+    return out / "superseded" / f"{name}-{identity}.json"
+
+
+def _move(file: Path, target: Path) -> None:
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(target)
+
+
+def _note(out: Path, outcome: Outcome, report: Report) -> None:
+    """Enter a job's end into the report, and into its file where it failed."""
+    file = out / "failures" / f"{outcome.name}.txt"
+    if outcome.failure is None:
+        report.done.append(outcome.name)
+        file.unlink(missing_ok=True)
+        return
+    report.failed[outcome.name] = outcome.failure
+    write_text(file, (outcome.trace or outcome.failure) + "\n")
+
+
+def _line(outcome: Outcome, number: int, total: int, left_s: float) -> str:
+    how = f"{outcome.seconds:.0f} s" if outcome.failure is None else f"failed: {outcome.failure}"
+    left = f", about {max(1, round(left_s / 60))} min left" if number < total else ""
+    return f"[{number}/{total}] {outcome.name}: {how}{left}"
+
+
+def _print_tables(out: Path) -> None:
+    """The tables in every format, and the sheet, beside the rows; nothing where no job was finished."""
+    if not any((out / "rows").rglob("*.json")):
+        return
+    rows = read_rows([out])
+    for name in FORMATS:
+        write_text(out / f"tables.{SUFFIXES[name]}", write_tables(rows, name) + "\n")
+    if any((out / "maps").rglob("*.npz")):
+        draw_sheet([out], out / "sheet.png")

@@ -16,8 +16,21 @@ from typing import Annotated, NoReturn
 import typer
 
 from threecad.allocation import keep_freed_memory
-from threecad.cli import benchmark, data, demo, evaluate, export, fit, methods, predict, weights
-from threecad.cli.terminal import is_quiet
+from threecad.cli import (
+    benchmark,
+    data,
+    demo,
+    evaluate,
+    export,
+    fit,
+    methods,
+    predict,
+    settings,
+    show,
+    verdict,
+    weights,
+)
+from threecad.cli.terminal import is_quiet, prepare_streams
 from threecad.errors import ThreeCADError
 
 TRAINING = ("torch", "torchvision", "timm", "lightning_fabric", "safetensors", "tomli_w", "jinja2", "FrEIA")
@@ -37,17 +50,22 @@ app.command()(demo.demo)
 app.command()(fit.fit)
 app.command()(evaluate.evaluate)
 app.command()(predict.predict)
+app.command()(verdict.verdict)
+app.command()(verdict.calibrate)
 app.command()(export.export)
 app.command()(export.verify)
+app.command()(show.show)
 app.add_typer(data.app)
 app.command()(benchmark.benchmark)
 app.command()(benchmark.tables)
 app.command()(methods.methods)
+app.command()(settings.settings)
 app.add_typer(weights.app)
 
 
 def main() -> NoReturn:
     """Run the command that `sys.argv` asks for, and exit with its code."""
+    prepare_streams()
     _hush()
     keep_freed_memory()
     code: int | str | None = 0
@@ -70,8 +88,8 @@ def main() -> NoReturn:
     sys.exit(_flushed(code))
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         import importlib.metadata
 
         print(importlib.metadata.version("threecad"))

@@ -34,7 +34,7 @@ def evaluate(
             "device": device,
             "precision": precision,
             "counting": lambda title: counting(shown, title),
-            "notify": shown.say,
+            "notify": shown.notify,
         }
         if report:
             scores = report_run(run, data, category, file=place / "report.html", **options)
@@ -49,15 +49,16 @@ def print_scores(scores: dict[str, Any]) -> None:
     """The table of one `scores.json`: a line a category, and their mean where there are several."""
     from threecad.evaluation import TITLES
 
-    rows = dict(scores["categories"]) if "categories" in scores else {scores["category"]: scores}
-    if "mean" in scores:
-        rows["mean"] = scores["mean"]
-    cells = [[name, *(_per_cent(values[key]) for key in TITLES)] for name, values in rows.items()]
+    rows = list(scores["categories"].items()) if "categories" in scores else [(scores["category"], scores)]
+    mean = [("mean", scores["mean"])] if "mean" in scores else []
+    cells = [[name, *(_per_cent(values[key]) for key in TITLES)] for name, values in rows + mean]
     table(["", *TITLES.values()], cells)
-    for name, values in rows.items():
-        if values["p_auroc"] is None and name != "mean":
-            note(f"'{name}' has no masks: image metrics only")
-        if values.get("n_vanished"):
+    for name, values in rows:
+        if values["p_auroc"] is None:
+            note(f"'{name}' has no masks with a defect in them: image metrics only")
+        if values["i_auroc"] is None:
+            note(f"'{name}' has no good test images: pixel metrics only")
+        if values["n_vanished"]:
             note(f"'{name}': {values['n_vanished']} defects vanish at the evaluation's size and leave P-PRO")
 
 

@@ -41,11 +41,12 @@ def fit(
 ) -> None:
     """Learn what good parts look like, and leave a run folder."""
     from threecad import fitting
+    from threecad.methods import METHODS
     from threecad.runs import RunFolder
-    from threecad.settings import merge, parse_pairs, read_toml
+    from threecad.settings import merge, parse_pairs, read_settings
 
     named = _tables(("training.preset", preset), ("method.backbone", backbone), ("training.seed", seed))
-    settings = merge(read_toml(config) if config else {}, parse_pairs(pairs), named)
+    settings = merge(read_settings(config, METHODS[method].Config) if config else {}, parse_pairs(pairs), named)
     run = RunFolder(out)
     with interruptible(lambda: _how_to_go_on(run.record_file)), progress() as shown:
         fitting.fit(
@@ -58,10 +59,12 @@ def fit(
             inexact=inexact,
             callback=watching(shown),
             progress=counting(shown, "decoding"),
-            notify=shown.say,
+            notify=shown.notify,
         )
     record = run.read_record()
     result(f"{out}: {method} has learnt {', '.join(record.categories)} in {clock(record.duration_s)}")
+    for line in run.read_verdicts().summary():
+        result(line)
 
 
 def _tables(*options: tuple[str, Any]) -> dict[str, dict[str, Any]]:

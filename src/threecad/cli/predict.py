@@ -29,8 +29,11 @@ def predict(
     category: Annotated[
         str | None, Option(metavar="NAME", help="Whose good parts to compare with, in a run of several.")
     ] = None,
+    max_pixels: Annotated[
+        int | None, Option(metavar="N", min=1, help="Pixels of the largest image that is read; the fit's without.")
+    ] = None,
 ) -> None:
-    """Look for defects in images: maps, overlays and predictions.csv, at each image's own size.
+    """Say OK, REVIEW or NG of each image: predictions.csv, regions.jsonl, maps and overlays, at each image's own size.
 
     Exits with 1 where some images could not be inspected; they are listed, and the others are done.
     """
@@ -48,13 +51,15 @@ def predict(
             device=device,
             precision=precision,
             category=category,
+            max_pixels=max_pixels,
             progress=counting(shown, "predicting"),
-            notify=shown.say,
+            notify=shown.notify,
         )
     for error in summary.errors:
         note(f"threecad: {error}")
-    if not summary.has_good_share:
-        note("good_share is empty: the run kept no good parts aside; fit with --set data.holdout=0.1 for it")
+    if not summary.can_judge:
+        note("nothing can be OK without good parts to compare with: add some with `threecad calibrate RUN FOLDER`")
+    verdicts = ", ".join(f"{summary.verdicts[word]} {word}" for word in ("OK", "REVIEW", "NG"))
     failed = f", {len(summary.errors)} failed" if summary.errors else ""
-    result(f"{summary.table}: {summary.count} images{failed}")
+    result(f"{summary.table}: {summary.count} images: {verdicts}{failed}")
     raise typer.Exit(1 if summary.errors else 0)

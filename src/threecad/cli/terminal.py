@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import sys
 import time
@@ -12,15 +14,48 @@ from typing import TYPE_CHECKING, Any, Protocol
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from threecad.training import StepReport
 
 LINE_EVERY_S = 20.0
 """Seconds between two lines of progress where there is no terminal to draw bars on."""
 
 
+NARROW = 100
+"""Columns below which bars and loss terms make room for counts and the time left."""
+
+_PLAIN = {"×": "x", "─": "-", "–": "-", "…": "...", "→": "->", "·": "-", "≥": ">=", "≤": "<="}
+
+
+def prepare_streams() -> None:
+    """Make standard output and error accept whatever is printed.
+
+    A service may start a command without them: what is printed then goes nowhere. Where their encoding lacks a
+    character, or a file name is not UTF-8, a plain one or its code stands in.
+    """
+    codecs.register_error("threecad.plain", _plain)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 – as long as the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="threecad.plain")
+
+
+def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What stands in for characters that cannot be encoded."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    characters = error.object[error.start : error.end]
+    plain = (_PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in characters)
+    return "".join(plain), error.end
+
+
 def is_quiet() -> bool:
     """Whether this is a further process of a data-parallel fit, which leaves the talking to the first."""
-    return os.environ.get("LOCAL_RANK", "0") != "0"
+    processes, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("LOCAL_RANK", "0")
+    return processes not in ("", "0", "1") and rank not in ("", "0")
 
 
 def note(line: str) -> None:
@@ -67,7 +102,7 @@ class Progress(Protocol):
     def show(self, title: str, done: int, total: int, extra: str = "") -> None:
         """`done` of `total` steps of the work called `title` are done."""
 
-    def say(self, line: str) -> None:
+    def notify(self, line: str) -> None:
         """A line worth reading, beside the bars."""
 
 
@@ -77,7 +112,9 @@ def progress() -> Iterator[Progress]:
     if is_quiet():
         yield _Silence()
     elif sys.stderr.isatty():
-        with _Bars() as bars:
+        from rich.console import Console
+
+        with _Bars(Console(stderr=True)) as bars:
             yield bars
     else:
         yield _Lines()
@@ -103,7 +140,7 @@ class _Silence:
     def show(self, title: str, done: int, total: int, extra: str = "") -> None:
         return
 
-    def say(self, line: str) -> None:
+    def notify(self, line: str) -> None:
         return
 
 
@@ -122,25 +159,28 @@ class _Lines:
             left_s = (now - self.start) * (total - done) / (done - self.first)
             note("  ".join(filter(None, (f"{title} {done}/{total}", f"{clock(left_s)} left", extra))))
 
-    def say(self, line: str) -> None:
+    def notify(self, line: str) -> None:
         note(line)
 
 
 class _Bars:
-    """One bar for each work, kept when it is done."""
+    """One bar for each work, kept when it is done; on a narrow terminal its title, count and time left alone."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
+
+        narrow = console.width < NARROW
+        fixed, rest = Column(no_wrap=True), Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        title = TextColumn("{task.description}", markup=False, table_column=rest if narrow else fixed)
+        bar = BarColumn(bar_width=24)
+        count = MofNCompleteColumn(table_column=fixed)
+        left = TimeRemainingColumn(elapsed_when_finished=True, table_column=fixed)
+        extra = TextColumn("{task.fields[extra]}", style="dim", markup=False, table_column=rest)
+        columns = (title, count, left) if narrow else (title, bar, count, left, extra)
+        self.bars = Progress(*columns, console=console, expand=True)
 
     def __enter__(self) -> _Bars:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[extra]}", style="dim", markup=False),
-            console=Console(stderr=True),
-        )
         self.tasks: dict[str, Any] = {}
         self.bars.start()
         return self
@@ -151,7 +191,7 @@ class _Bars:
             self.tasks[title] = self.bars.add_task(title, total=total, completed=done - 1, extra=extra)
         self.bars.update(self.tasks[title], completed=done, total=total, extra=extra)
 
-    def say(self, line: str) -> None:
+    def notify(self, line: str) -> None:
         self.bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def __exit__(self, *exception: object) -> None:

@@ -2,53 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from enum import StrEnum
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from threecad.data.catalog import DATASETS, recognise
-from threecad.data.tree import Category, check_sizes, list_categories, scan_category
+from threecad.data.duplicates import groups_alike
+from threecad.data.findings import Finding, Severity
+from threecad.data.folders import Problem, folders_in
+from threecad.data.inspection import Checks, Seen, inspect
+from threecad.data.readers import Category, list_categories, scan_category
 from threecad.errors import DataError
-from threecad.images import read_image, read_mask
 from threecad.records import Sample, Split
+from threecad.threads import ordered
 
 THREADS = 2
-SMALLEST_PX = 32  # below the smallest input of any method, an image is blown up before it is looked at
+MOST_OBLONG = 5.0  # long side by short side, above which resizing to a square leaves little of the long one
+FEWEST_GOOD = 10  # of fewer, the spread among good parts is a guess
 
 
-class Severity(StrEnum):
-    """How much a finding matters."""
-
-    ERROR = "error"  # `fit` or `evaluate` would stop
-    WARNING = "warning"  # they would run, and their result would mean something else than it seems to
-    NOTE = "note"  # good to know
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong or odd."""
-
-    severity: Severity
-    path: Path  # the file or folder to look at
-    what: str  # what was expected there and what was found, without the path
-
-
-def audit(root: Path, progress: Callable[[int, int], None] | None = None) -> Iterator[Finding]:
+def audit(
+    root: Path, progress: Callable[[int, int], None] | None = None, checks: Checks | None = None
+) -> Iterator[Finding]:
     """Findings in all categories at `root`, as they turn up, category by category; none in a set without fault.
 
-    Every image and mask is decoded, every image hashed. `progress(done, total)` is called after each image of a
-    category.
+    Every image and mask is decoded, every image hashed; 8 kB an image of one category are kept. `progress(done,
+    total)` is called after each image of a category.
 
     Raises:
-        DataError: there are no categories at `root`.
+        DataError: there are no categories at `root`, or `part` is no regular expression.
     """
+    checks = checks or Checks()
+    rule = _compiled(checks.part)
     names = list_categories(root)
     dataset = recognise(names)
+    yield from _other_folders(root, names)
     for name in names:
         try:
             category, problems = scan_category(root, name)
@@ -56,86 +44,154 @@ def audit(root: Path, progress: Callable[[int, int], None] | None = None) -> Ite
             yield Finding(Severity.ERROR, root / name, str(error))
             continue
         for problem in problems:
-            yield Finding(Severity.ERROR, problem.path, problem.what)
-        digests: dict[str, list[Sample]] = {}
-        with ThreadPoolExecutor(THREADS) as pool:
-            inspected = pool.map(_inspect, category.samples)
-            for done, (sample, (digest, findings)) in enumerate(zip(category.samples, inspected, strict=True), start=1):
-                yield from findings
-                if digest:
-                    digests.setdefault(digest, []).append(sample)
-                if progress:
-                    progress(done, len(category.samples))
-        yield from _duplicates(category, digests)
-        yield from _omissions(category)
+            yield Finding(Severity.ERROR if problem.stops else Severity.WARNING, problem.path, problem.what)
+        seen: list[Seen] = []
+        for one in ordered(lambda sample: inspect(sample, checks), category.samples, threads=THREADS):
+            yield from one.findings
+            seen.append(one)
+            if progress:
+                progress(len(seen), len(category.samples))
+        yield from _copies(category, seen)
+        yield from _part_leaks(category, rule)
+        yield from _shapes(category, seen)
+        yield from _unused_bits(category, seen, checks.bits)
+        yield from _odd_levels(seen)
+        yield from _omissions(category, problems)
         if dataset:
             yield from _differences(category, dataset)
 
 
-def _inspect(sample: Sample) -> tuple[str, list[Finding]]:
-    """SHA-256 of the image file, empty where it cannot be read, and what is wrong with the image and its mask."""
-    findings: list[Finding] = []
-    digest = ""
-    try:
-        height, width = read_image(sample.image).shape[:2]
-        with sample.image.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if min(height, width) < SMALLEST_PX:
-            what = f"expected at least {SMALLEST_PX} px a side, found {height}×{width}"
-            findings.append(Finding(Severity.WARNING, sample.image, what))
-    except (DataError, OSError) as error:
-        findings.append(_failure(sample.image, error))
-    if sample.mask is not None:
-        try:
-            findings += _inspect_mask(sample.mask)
-            if digest:
-                check_sizes(sample)
-        except DataError as error:
-            findings.append(_failure(sample.mask, error))
-    return digest, findings
+def _copies(category: Category, seen: Sequence[Seen]) -> Iterator[Finding]:
+    """Files of equal bytes, then groups of pictures that look the same; of equal files one takes part in the groups."""
+    files: dict[str, list[Seen]] = {}
+    for one in seen:
+        if one.sha256:
+            files.setdefault(one.sha256, []).append(one)
+    for equal in files.values():
+        yield from _equal_files(category, [one.sample for one in equal])
+    different = [equal[0] for equal in files.values()]
+    for group in groups_alike([one.look for one in different if one.look is not None]):
+        yield _alike(category, [different[index].sample for index in group])
 
 
-def _inspect_mask(path: Path) -> Iterator[Finding]:
-    mask = read_mask(path)
-    if not mask.any():
-        yield Finding(Severity.WARNING, path, "expected a marked defect, found an empty mask")
-        return
-    if mask.all():
-        yield Finding(Severity.WARNING, path, "expected a part of the image marked, found all of it")
-    others = np.setdiff1d(read_image(path)[mask > 0], [0, 255])
-    if others.size:
-        between = f"{others[0]}" if others.size == 1 else f"{others.size} levels from {others[0]} to {others[-1]}"
-        yield Finding(Severity.WARNING, path, f"expected 0 and 255, found {between} too; all above 0 counts as defect")
-
-
-def _failure(path: Path, error: Exception) -> Finding:
-    return Finding(Severity.ERROR, path, str(error).removeprefix(f"{path}").lstrip(": "))
-
-
-def _duplicates(category: Category, digests: dict[str, list[Sample]]) -> Iterator[Finding]:
+def _equal_files(category: Category, samples: Sequence[Sample]) -> Iterator[Finding]:
     """One finding for every file too many, at the training image where the other lies in test."""
-    for samples in digests.values():
-        train = [sample for sample in samples if sample.split is Split.TRAIN]
-        test = [sample for sample in samples if sample.split is Split.TEST]
-        if test:
-            what = f"expected no test image among the training images, found the bytes of {_place(test[0], category)}"
-            yield from (Finding(Severity.WARNING, sample.image, what) for sample in train)
-        for first, *others in filter(None, (train, test)):
-            what = f"expected different images, found the bytes of {_place(first, category)}"
-            yield from (Finding(Severity.WARNING, sample.image, what) for sample in others)
+    learnt = [sample for sample in samples if sample.split is not Split.TEST]
+    test = [sample for sample in samples if sample.split is Split.TEST]
+    if test:
+        found = f"found the bytes of {category.path_in_root(test[0].image)}"
+        for sample in learnt:
+            what = f"expected no test image among the training images, {found}"
+            yield Finding(Severity.WARNING, sample.image, what, (sample.image,))
+    for first, *others in filter(None, (learnt, test)):
+        what = f"expected different images, found the bytes of {category.path_in_root(first.image)}"
+        yield from (Finding(Severity.WARNING, sample.image, what, (sample.image,)) for sample in others)
 
 
-def _place(sample: Sample, category: Category) -> str:
-    return category.path_in_root(sample.image)
+def _alike(category: Category, samples: Sequence[Sample]) -> Finding:
+    """A finding about pictures that look the same, all named where they are few."""
+    learnt = [sample for sample in samples if sample.split is not Split.TEST]
+    test = [sample for sample in samples if sample.split is Split.TEST]
+    first, *others = [*learnt, *test]
+    nearest = category.path_in_root((test if learnt and test else others)[0].image)
+    many = f" ({len(samples)} in all)" if len(samples) > 2 else ""
+    if learnt and test:
+        what = f"expected no near copy of a test image among the training images, looks the same as {nearest}{many}"
+        return Finding(Severity.WARNING, first.image, what, tuple(sample.image for sample in learnt))
+    return Finding(Severity.NOTE, first.image, f"looks the same as {nearest}{many}; one part or photograph twice?")
 
 
-def _omissions(category: Category) -> Iterator[Finding]:
+def part_of(category: Category, sample: Sample, rule: re.Pattern[str] | None) -> str | None:
+    """The name of the part in an image: the first group of `rule` in its path; without a rule, what the set tells."""
+    match = rule.search(category.path_in_root(sample.image)) if rule else None
+    return next(filter(None, [*match.groups(), match.group()]), None) if match else sample.part if not rule else None
+
+
+def _part_leaks(category: Category, rule: re.Pattern[str] | None) -> Iterator[Finding]:
+    """One finding for every part that lies on both sides."""
+    parts: dict[str, list[Sample]] = {}
+    for sample in category.samples:
+        part = part_of(category, sample, rule)
+        if part is not None:
+            parts.setdefault(part, []).append(sample)
+    if rule and category.samples and not parts:
+        what = f"expected a part's name by '{rule.pattern}' in the paths of '{category.name}', found none"
+        yield Finding(Severity.WARNING, category.folder, what)
+    for part, samples in parts.items():
+        learnt = tuple(sample.image for sample in samples if sample.split is not Split.TEST)
+        if 0 < len(learnt) < len(samples):
+            sides = f"{len(learnt)} of its images among training, {len(samples) - len(learnt)} among test images"
+            what = f"expected part '{part}' on one side, found {sides}"
+            yield Finding(Severity.WARNING, learnt[0], what, learnt)
+
+
+def _compiled(part: str | None) -> re.Pattern[str] | None:
+    try:
+        return re.compile(part) if part is not None else None
+    except re.error as error:
+        raise DataError(f"expected a regular expression that finds a part's name, found '{part}': {error}") from None
+
+
+def _shapes(category: Category, seen: Sequence[Seen]) -> Iterator[Finding]:
+    """One finding about images that a square leaves little of."""
+    oblong = [one for one in seen if min(one.size) and max(one.size) / min(one.size) > MOST_OBLONG]
+    if oblong:
+        worst = max(oblong, key=lambda one: max(one.size) / min(one.size))
+        more = f" and {len(oblong) - 1} more" if len(oblong) > 1 else ""
+        found = f"{worst.size[0]}×{worst.size[1]}{more}"
+        what = f"expected sides of at most {MOST_OBLONG:g}:1, found {found}; a square image_size squeezes them"
+        yield Finding(Severity.WARNING, worst.sample.image, what)
+
+
+def _unused_bits(category: Category, seen: Sequence[Seen], bits: int) -> Iterator[Finding]:
+    """One finding about a camera of fewer bits than its files have."""
+    brightest = max((one.brightest for one in seen if one.brightest is not None), default=None)
+    if brightest is not None and 0 < brightest < 2**bits / 4:
+        filled = max(9, brightest.bit_length())
+        what = f"expected {bits}-bit images with levels up to {2**bits - 1}, found none above {brightest}"
+        advice = f"a camera of {filled} bits? --set data.bits={filled} gives its levels the whole range"
+        yield Finding(Severity.WARNING, category.folder, f"{what}; {advice}")
+
+
+def _odd_levels(seen: Sequence[Seen]) -> Iterator[Finding]:
+    """One finding about masks that are not black and white."""
+    odd = [one for one in seen if one.odd_levels]
+    if odd:
+        levels = sorted(frozenset().union(*(one.odd_levels for one in odd)))
+        found = f"{levels[0]}" if len(levels) == 1 else f"{len(levels)} levels from {levels[0]} to {levels[-1]}"
+        masks = f" in {len(odd)} masks" if len(odd) > 1 else ""
+        what = f"expected 0 and 255, found {found} too{masks}; all above 0 counts as defect"
+        yield Finding(Severity.WARNING, odd[0].sample.masks[0], what)
+
+
+def _omissions(category: Category, problems: Sequence[Problem]) -> Iterator[Finding]:
+    """What a category lacks to be learnt or evaluated."""
+    defective = sum(sample.is_defect for sample in category.test)
     if category.is_plain:
         yield Finding(Severity.NOTE, category.root, "a plain folder: all images count as good, for training")
     elif not category.test:
-        yield Finding(Severity.NOTE, category.root, f"'{category.name}' has no test images: nothing to evaluate")
-    elif category.defects and not category.has_masks:
-        yield Finding(Severity.NOTE, category.root, f"'{category.name}' has no ground_truth: image metrics only")
+        yield Finding(Severity.NOTE, category.folder, f"'{category.name}' has no test images: nothing to evaluate")
+    elif defective in (0, len(category.test)):
+        found = f"{len(category.test) - defective} good and {defective} defective"
+        what = f"expected good and defective test images, which `evaluate` compares, found {found}"
+        has_pixels = defective and category.has_masks  # pixel metrics need no good image
+        yield Finding(Severity.WARNING if has_pixels else Severity.ERROR, category.folder, what)
+    elif not category.has_masks and not problems:
+        yield Finding(Severity.NOTE, category.folder, f"'{category.name}' has no ground_truth: image metrics only")
+    if not category.train:
+        yield Finding(Severity.NOTE, category.folder, f"'{category.name}' has no training images: nothing to fit")
+    elif len(category.train) < FEWEST_GOOD:
+        what = f"expected at least {FEWEST_GOOD} good images to learn how much good parts differ"
+        yield Finding(Severity.WARNING, category.train[0].image.parent, f"{what}, found {len(category.train)}")
+
+
+def _other_folders(root: Path, names: Sequence[str]) -> Iterator[Finding]:
+    """Folders beside the categories that look as if they should be some."""
+    for name, folder in folders_in(root).items():
+        inside = folders_in(folder).keys() & {"train", "test"} if names != [root.resolve().name] else set()
+        if name not in names and inside:
+            what = f"expected the layout of '{names[0]}', found {', '.join(sorted(inside))} laid out otherwise"
+            yield Finding(Severity.WARNING, folder, what)
 
 
 def _differences(category: Category, dataset: str) -> Iterator[Finding]:
@@ -151,6 +207,6 @@ def _differences(category: Category, dataset: str) -> Iterator[Finding]:
         "defect types": (known.types, len(category.defects)),
     }
     for what, (expected, found) in counts.items():
-        if expected != found:
+        if expected is not None and expected != found:
             text = f"expected {expected} {what} as in {DATASETS[dataset].title}, found {found}"
             yield Finding(Severity.WARNING, category.folder, text)

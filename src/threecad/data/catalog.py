@@ -1,7 +1,7 @@
 """Published image sets, with the counts that a complete copy has.
 
-Sources: 3CAD, Table 1 of the paper; MVTec-AD, the table of its own (Bergmann et al., CVPR 2019). Nothing is
-downloaded from here: neither set may be passed on.
+Sources: 3CAD, Table 1 of the paper; MVTec-AD, the table of its own (Bergmann et al., CVPR 2019); VisA, its list for one
+class (Zou et al., ECCV 2022). Nothing is downloaded from here.
 """
 
 from __future__ import annotations
@@ -75,6 +75,23 @@ DATASETS: dict[str, KnownDataset] = {
             KnownCategory("transistor", "transistor", 213, 60, 40, 4),
             KnownCategory("wood", "wood", 247, 19, 60, 5),
             KnownCategory("zipper", "zipper", 240, 32, 119, 7),
+        ),
+    ),
+    "visa": KnownDataset(
+        "VisA",
+        (
+            KnownCategory("candle", "candle", 900, 100, 100, 1),
+            KnownCategory("capsules", "capsules", 542, 60, 100, 1),
+            KnownCategory("cashew", "cashew", 450, 50, 100, 1),
+            KnownCategory("chewinggum", "chewinggum", 453, 50, 100, 1),
+            KnownCategory("fryum", "fryum", 450, 50, 100, 1),
+            KnownCategory("macaroni1", "macaroni1", 900, 100, 100, 1),
+            KnownCategory("macaroni2", "macaroni2", 900, 100, 100, 1),
+            KnownCategory("pcb1", "pcb1", 904, 100, 100, 1),
+            KnownCategory("pcb2", "pcb2", 901, 100, 100, 1),
+            KnownCategory("pcb3", "pcb3", 905, 101, 100, 1),
+            KnownCategory("pcb4", "pcb4", 904, 101, 100, 1),
+            KnownCategory("pipe_fryum", "pipe_fryum", 450, 50, 100, 1),
         ),
     ),
 }

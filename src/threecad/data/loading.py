@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -23,14 +24,18 @@ from typing import Any
 import numpy as np
 
 from threecad.cache import cache_folder
-from threecad.data.tree import check_sizes
+from threecad.data.readers import check_sizes
 from threecad.errors import DataError
-from threecad.images import read_image, read_mask
+from threecad.framing import Framing
+from threecad.images import Decoding, image_size, limit_of, read_image, read_mask
 from threecad.records import Sample
 from threecad.threads import ordered
 
-RULE = "pillow bilinear antialiased square; masks nearest; 1"
-"""What makes pixels out of files; a change of it makes every older pack unfindable."""
+RULE = "pillow bilinear antialiased square; masks nearest; 2"
+"""Version of the rule that makes pixels out of files; part of each pack's key."""
+
+_OURS = re.compile(r"[0-9a-f]{32}\.(npy|json)|hashes\.sqlite(-journal|-wal|-shm)?|\.building-\w+")
+"""Names under which this file writes into the cache."""
 
 Progress = Callable[[int, int], None]
 """Called with how many are done and how many there are."""
@@ -49,10 +54,16 @@ class Pack:
 
 
 class Rows:
-    """Chosen rows of a pack, (N, H, W, 3) uint8, read when they are indexed."""
+    """Chosen rows of a pack, (N, H, W, 3) uint8, read when they are indexed.
 
-    def __init__(self, pack: np.ndarray, chosen: np.ndarray) -> None:
-        self.pack, self.chosen = pack, chosen
+    Args:
+        pack: (P, H, W, 3).
+        chosen: indices of N of its rows.
+        inside: (F, H, W) of bool, where in each of F frames the region of interest is; row P shows frame P mod F.
+    """
+
+    def __init__(self, pack: np.ndarray, chosen: np.ndarray, inside: np.ndarray | None = None) -> None:
+        self.pack, self.chosen, self.inside = pack, chosen, inside
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -63,17 +74,59 @@ class Rows:
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self.pack[row] for row in self.chosen)
 
+    def inside_of(self, index: np.ndarray) -> np.ndarray | None:
+        """Where the region of interest is in those rows, (B, H, W) of bool; None where there is none."""
+        return None if self.inside is None else self.inside[self.chosen[index] % len(self.inside)]
 
-def load_images(samples: Sequence[Sample], size: tuple[int, int], progress: Progress | None = None) -> np.ndarray:
-    """Images of the samples, memory-mapped (N, H, W, 3) uint8 RGB.
+
+def load_images(
+    samples: Sequence[Sample], size: tuple[int, int], progress: Progress | None = None, decoding: Decoding | None = None
+) -> np.ndarray:
+    """Images of the samples, memory-mapped (N, H, W, 3) uint8 RGB, each resized as a whole.
 
     Raises:
         DataError: an image cannot be read, or the cache cannot be written.
     """
-    return _load("images", samples, size, (3,), lambda sample: read_image(sample.image, size), progress)
+    return load_frames(samples, Framing(size), progress, decoding)[:, 0]
 
 
-def load_masks(samples: Sequence[Sample], size: tuple[int, int], progress: Progress | None = None) -> np.ndarray:
+def load_frames(
+    samples: Sequence[Sample],
+    framing: Framing,
+    progress: Progress | None = None,
+    decoding: Decoding | None = None,
+) -> np.ndarray:
+    """What a network sees of each sample, memory-mapped (N, F, H, W, 3) uint8 RGB: F frames of one size.
+
+    Args:
+        decoding: how files become pixels, as keywords of `read_image`.
+
+    Raises:
+        DataError: an image cannot be read, has another number of frames than the first, or the cache cannot be written.
+    """
+    decoding = decoding or {}
+    bits = [f"{decoding['bits']} bits"] if "bits" in decoding else []
+    rule = "; ".join([RULE, *bits, *([] if framing.is_plain else [framing.key])])
+    count = len(framing.boxes(image_size(samples[0].image, **limit_of(decoding)))) if samples and framing.tiles else 1
+
+    def read(sample: Sample) -> np.ndarray:
+        try:
+            frames = framing.frames(read_image(sample.image, **decoding))
+        except DataError as error:
+            raise DataError(str(error) if str(sample.image) in str(error) else f"{sample.image}: {error}") from None
+        if len(frames) != count:
+            raise DataError(
+                f"{sample.image}: expected {count} frames as of the other parts, found {len(frames)};\n"
+                "where sizes differ, set the number of tiles (data.tiles) instead of their size"
+            )
+        return frames
+
+    return _load("images", rule, samples, framing.image_size, (count,), (3,), read, progress)
+
+
+def load_masks(
+    samples: Sequence[Sample], size: tuple[int, int], progress: Progress | None = None, decoding: Decoding | None = None
+) -> np.ndarray:
     """Masks of the samples, memory-mapped (N, H, W) uint8 of 0 and 1; all zero for a sample without one.
 
     Raises:
@@ -83,20 +136,34 @@ def load_masks(samples: Sequence[Sample], size: tuple[int, int], progress: Progr
     def read(sample: Sample) -> np.ndarray:
         if sample.mask is None:
             return np.zeros(size, np.uint8)
-        check_sizes(sample)
-        return read_mask(sample.mask, size)
+        check_sizes(sample, **limit)
+        return read_mask(sample.mask, size, more=sample.more_masks, **limit)
 
-    return _load("masks", samples, size, (), read, progress)
+    limit = limit_of(decoding or {})
+    return _load("masks", RULE, samples, size, (), (), read, progress)
 
 
-def content_hashes(paths: Sequence[Path]) -> list[str]:
+def content_hashes(paths: Sequence[Path], progress: Progress | None = None) -> list[str]:
     """SHA-256 of each file's bytes; a file of unchanged size and times is not read again.
+
+    Args:
+        progress: called for each file, and only where one has to be read.
 
     Raises:
         DataError: a file is gone or cannot be read.
     """
+    hashes: dict[Path, str] = {}
     with _Hashes() as known:
-        return [known.of(path) for path in paths]
+        for path in paths:
+            if (sha256 := known.of(path)) is not None:
+                hashes[path] = sha256
+        missing = [path for path in dict.fromkeys(paths) if path not in hashes]
+        for done, (path, entry) in enumerate(zip(missing, ordered(_hash, missing), strict=True), start=1):
+            known.add(entry)
+            hashes[path] = entry.sha256
+            if progress:
+                progress(done, len(missing))
+    return [hashes[path] for path in paths]
 
 
 def packs() -> list[Pack]:
@@ -114,31 +181,55 @@ def packs() -> list[Pack]:
 
 
 def clear_packs() -> int:
-    """Bytes freed by removing all packs and remembered hashes from the cache."""
+    """Bytes freed by removing all packs and remembered hashes from the cache; what is not ours stays.
+
+    Raises:
+        DataError: a file cannot be removed.
+    """
     folder = cache_folder("pixels")
-    freed = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        ours = [entry for entry in folder.iterdir() if _OURS.fullmatch(entry.name)] if folder.is_dir() else []
+        freed = sum(_remove(entry) for entry in ours)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    except OSError as error:
+        raise DataError(f"cannot clear the cache {folder}: {error.strerror or error}") from None
+    return freed
+
+
+def _remove(entry: Path) -> int:
+    """Bytes freed by removing a file or a folder; a link is removed, not followed."""
+    if entry.is_dir() and not entry.is_symlink():
+        freed = sum(_remove(inside) for inside in entry.iterdir())
+        entry.rmdir()
+    else:
+        freed = entry.lstat().st_size
+        entry.unlink()
     return freed
 
 
 def _load(
     kind: str,
+    rule: str,
     samples: Sequence[Sample],
     size: tuple[int, int],
+    frames: tuple[int, ...],
     channels: tuple[int, ...],
     read: Callable[[Sample], np.ndarray],
     progress: Progress | None,
 ) -> np.ndarray:
     if not samples:
-        return np.zeros((0, *size, *channels), np.uint8)
+        return np.zeros((0, *frames, *size, *channels), np.uint8)
     files = [
-        path for sample in samples for path in ([sample.image, sample.mask] if kind == "masks" else [sample.image])
+        path
+        for sample in samples
+        for path in ([sample.image, sample.mask, *sample.more_masks] if kind == "masks" else [sample.image])
     ]
     hashes = iter(content_hashes([path for path in files if path is not None]))
     contents = [next(hashes) if path is not None else "-" for path in files]
-    key = hashlib.sha256(json.dumps([RULE, kind, size, contents]).encode()).hexdigest()[:32]
+    key = hashlib.sha256(json.dumps([rule, kind, size, contents]).encode()).hexdigest()[:32]
     path = cache_folder("pixels") / f"{key}.npy"
-    shape = (len(samples), *size, *channels)
+    shape = (len(samples), *frames, *size, *channels)
     if not _is_pack(path, shape):
         about = {"category": samples[0].category, "kind": kind, "count": len(samples), "size": size}
         _write_pack(path, shape, about, ordered(read, samples), progress)
@@ -189,8 +280,44 @@ def _sweep(folder: Path, older_than_s: float = 86400) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """The hash of a file as it was at a moment."""
+
+    name: bytes  # of the file behind every link: a name need not be UTF-8
+    stamp: str  # size and times
+    sha256: str
+
+
+def _hash(path: Path) -> _Entry:
+    """The file's name, stamp and hash.
+
+    Raises:
+        DataError: it is gone or cannot be read.
+    """
+    try:
+        name, stamp = _name_and_stamp(path)
+        with path.open("rb") as file:
+            return _Entry(name, stamp, hashlib.file_digest(file, "sha256").hexdigest())
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _name_and_stamp(path: Path) -> tuple[bytes, str]:
+    state = path.stat()
+    return os.fsencode(path.resolve()), f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    if not isinstance(error, FileNotFoundError):
+        return DataError(f"{path} cannot be read: {error.strerror or error}")
+    if path.is_symlink():
+        return DataError(f"{path} is a link to {path.readlink()}, which is not there; mend the link or remove it")
+    return DataError(f"{path} was there a moment ago and is gone now")
+
+
 class _Hashes:
-    """Content hashes by path, size and times, in a database that several processes may use."""
+    """Content hashes by file, size and times, in a database that several processes may use."""
 
     def __enter__(self) -> _Hashes:
         file = cache_folder("pixels") / "hashes.sqlite"
@@ -207,33 +334,33 @@ class _Hashes:
             raise DataError(
                 f"cannot use the cache {file.parent}: {error}; set THREECAD_CACHE to a writable folder"
             ) from None
-        self.new: list[tuple[str, str, str]] = []
+        self.new: list[_Entry] = []
         return self
 
     def _open(self, file: Path) -> None:
         self.database = sqlite3.connect(file, timeout=60)
-        self.database.execute("CREATE TABLE IF NOT EXISTS hashes (path TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT)")
-        self.known = {path: (stamp, sha256) for path, stamp, sha256 in self.database.execute("SELECT * FROM hashes")}
+        self.database.execute("CREATE TABLE IF NOT EXISTS hashes (path BLOB PRIMARY KEY, stamp TEXT, sha256 TEXT)")
+        self.known = {name: (stamp, sha256) for name, stamp, sha256 in self.database.execute("SELECT * FROM hashes")}
 
-    def of(self, path: Path) -> str:
+    def of(self, path: Path) -> str | None:
+        """The hash of a file that has not changed since it was added; None for any other."""
         try:
-            state = path.stat()
-            stamp = f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
-            known_stamp, sha256 = self.known.get(str(path.resolve()), ("", ""))
-            if known_stamp != stamp:
-                with path.open("rb") as file:
-                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                self.new.append((str(path.resolve()), stamp, sha256))
-            return sha256
-        except FileNotFoundError:
-            raise DataError(f"{path} was there a moment ago and is gone now") from None
+            name, stamp = _name_and_stamp(path)
         except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+            raise _unreadable(path, error) from None
+        known_stamp, sha256 = self.known.get(name, ("", ""))
+        return sha256 if known_stamp == stamp else None
+
+    def add(self, entry: _Entry) -> None:
+        """Remember a hash, here and for later processes."""
+        self.known[entry.name] = (entry.stamp, entry.sha256)
+        self.new.append(entry)
 
     def __exit__(self, *exception: object) -> None:
+        rows = [(entry.name, entry.stamp, entry.sha256) for entry in self.new]
         try:
             with self.database:
-                self.database.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?)", self.new)
+                self.database.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?)", rows)
         except sqlite3.Error:
             pass  # only a memory: the hashes are computed again next time
         finally:

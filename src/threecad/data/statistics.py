@@ -1,23 +1,24 @@
-"""The numbers by which the paper describes an image set: its Table 1 and its Fig. 3."""
+"""The numbers by which the paper describes an image set: its Tables 1 and 2 and its Fig. 3."""
 
 from __future__ import annotations
 
-import csv
+import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from threecad.data.tree import Category, check_sizes
+from threecad.data.readers import Category, check_sizes
+from threecad.data.tables import below, read_csv
 from threecad.errors import DataError
-from threecad.images import image_size, read_mask
+from threecad.images import MAX_PIXELS, image_size, read_mask
 from threecad.records import Sample
 from threecad.regions import bounding_boxes, label_regions
-
-THREADS = 2
+from threecad.threads import thread_count
 
 HEADER = (
     "Category",
@@ -30,7 +31,10 @@ HEADER = (
     "Image Width",
     "NE / TE",
 )
-"""Column titles of `Statistics.rows`, as the paper prints them."""
+"""Column titles of Table 1, as the paper prints them."""
+
+HEADER_2 = ("Category", "Normal", "Abnormal", "MDI", "MDT")
+"""Column titles of Table 2. MDI: multiple defect instances in one image; MDT: multiple defect types in one image."""
 
 _AREA_EDGES = (0.0, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 _ASPECT_EDGES = (1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, float("inf"))
@@ -59,12 +63,19 @@ class CategoryStatistics:
     width: Range
     regions: Range | None  # NE: 8-connected regions in the mask of a defective image; None without masks
     types_in_image: Range | None  # TE: defect types in a defective image; None without defective images
+    normal: int  # good images of all splits
+    several_regions: int | None  # MDI: images with more than one region; None without masks
+    several_types: int | None  # MDT: images with more than one type; None where no `types.csv` tells
 
     def row(self) -> tuple[str, ...]:
         """Its cells, in the order of `HEADER`."""
         counts = (self.train, self.good + self.defect, self.good, self.defect, self.types)
         together = f"{self.regions or '-'}/{self.types_in_image or '-'}"
         return (self.name, *map(str, counts), str(self.height), str(self.width), together)
+
+    def row_2(self) -> tuple[str, ...]:
+        """Its cells, in the order of `HEADER_2`."""
+        return (self.name, str(self.normal), str(self.defect), _mark(self.several_regions), _mark(self.several_types))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +96,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Table 1 and Fig. 3 of some categories."""
+    """Tables 1 and 2 and Fig. 3 of some categories."""
 
     categories: tuple[CategoryStatistics, ...]
     area_ratio: Histogram  # Fig. 3 a: of each defective image, the share of its pixels that are marked
@@ -100,9 +111,37 @@ class Statistics:
             rows.append(("All", *(str(sum(int(row[column]) for row in rows)) for column in range(1, 6)), "-", "-", "-"))
         return rows
 
+    def rows_2(self) -> list[tuple[str, ...]]:
+        """Table 2 without its header: a line a category, and the sums where there are several."""
+        rows = [category.row_2() for category in self.categories]
+        if len(rows) > 1:
+            normal, defect = (sum(getattr(c, name) for c in self.categories) for name in ("normal", "defect"))
+            several = [
+                [count for c in self.categories if (count := getattr(c, name)) is not None]
+                for name in ("several_regions", "several_types")
+            ]
+            marks = (_mark(sum(counts) if counts else None) for counts in several)
+            rows.append(("All", str(normal), str(defect), *marks))
+        return rows
 
-def measure(categories: Iterable[Category]) -> Statistics:
-    """Table 1 and Fig. 3 of these categories: masks are decoded, of images only the headers are read.
+    def content(self) -> dict[str, Any]:
+        """Everything as JSON has it; the last edge of a histogram without end is null."""
+        return {
+            "categories": [asdict(category) for category in self.categories],
+            "histograms": [
+                {
+                    "title": histogram.title,
+                    "edges": [edge if math.isfinite(edge) else None for edge in histogram.edges],
+                    "counts": list(histogram.counts),
+                    "median": histogram.median if math.isfinite(histogram.median) else None,
+                }
+                for histogram in (self.area_ratio, self.aspect_ratio)
+            ],
+        }
+
+
+def measure(categories: Iterable[Category], *, max_pixels: int = MAX_PIXELS) -> Statistics:
+    """Tables 1 and 2 and Fig. 3 of these categories: masks are decoded, of images only the headers are read.
 
     Raises:
         DataError: an image or a mask cannot be read, or a mask has not the size of its image.
@@ -113,9 +152,10 @@ def measure(categories: Iterable[Category]) -> Statistics:
     for category in categories:
         types = read_types(category)
         defective = [sample for sample in category.test if sample.is_defect]
-        with ThreadPoolExecutor(THREADS) as pool:
-            sizes = list(pool.map(lambda sample: image_size(sample.image), category.samples))
-            defects = list(pool.map(_measure_mask, defective)) if category.has_masks else []
+        measure_mask = partial(_measure_mask, max_pixels=max_pixels)
+        with ThreadPoolExecutor(thread_count()) as pool:
+            sizes = list(pool.map(lambda sample: image_size(sample.image, max_pixels=max_pixels), category.samples))
+            defects = list(pool.map(measure_mask, defective)) if category.has_masks else []
         areas += [defect.area_ratio for defect in defects]
         aspects += [aspect for defect in defects for aspect in defect.aspect_ratios]
         measured.append(
@@ -129,6 +169,9 @@ def measure(categories: Iterable[Category]) -> Statistics:
                 width=_range(width for _, width in sizes) or Range(0, 0),
                 regions=_range(len(defect.aspect_ratios) for defect in defects),
                 types_in_image=_range(types.get(sample.image, 1) for sample in defective),
+                normal=sum(not sample.is_defect for sample in category.samples),
+                several_regions=sum(len(d.aspect_ratios) > 1 for d in defects) if category.has_masks else None,
+                several_types=sum(types.get(sample.image, 1) > 1 for sample in defective) if types else None,
             )
         )
     return Statistics(
@@ -147,23 +190,19 @@ def read_types(category: Category) -> dict[Path, int]:
     Raises:
         DataError: the file has no such columns, or names an image that is not there.
     """
-    path = category.folder / "types.csv"
-    if not path.is_file():
+    file = category.folder / "types.csv"
+    if not file.is_file():
         return {}
     types: dict[Path, int] = {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="")
-            columns = [column for column in reader.fieldnames or () if column != "image"]
-            if not columns or "image" not in (reader.fieldnames or ()):
-                raise DataError(f"{path}: expected a column 'image' and one a defect type, found {reader.fieldnames}")
-            for line in reader:
-                image = category.folder / line["image"]
-                if not image.is_file():
-                    raise DataError(f"{path}, line {reader.line_num}: expected an image, found '{line['image']}'")
-                types[image] = sum(line[column].strip() not in ("", "0") for column in columns)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
+    for number, line in read_csv(file, ("image",)):
+        where = f"{file}, line {number}"
+        image = below(category.folder, line["image"], where)
+        if not image.is_file():
+            raise DataError(f"{where}: expected an image, found '{line['image']}'")
+        marks = [cell for column, cell in line.items() if column not in ("image", None)]
+        if not marks:
+            raise DataError(f"{file}: expected a column for each defect type beside 'image', found none")
+        types[image] = sum((mark or "").strip() not in ("", "0") for mark in marks)
     return types
 
 
@@ -195,14 +234,19 @@ class _Defect(NamedTuple):
     aspect_ratios: list[float]  # one a region
 
 
-def _measure_mask(sample: Sample) -> _Defect:
+def _measure_mask(sample: Sample, max_pixels: int) -> _Defect:
     if sample.mask is None:
         raise DataError(f"{sample.image}: expected a mask, found none")
-    check_sizes(sample)
-    mask = read_mask(sample.mask)
+    check_sizes(sample, max_pixels=max_pixels)
+    mask = read_mask(sample.mask, more=sample.more_masks, max_pixels=max_pixels)
     labels, count = label_regions(mask)
     boxes = enumerate(bounding_boxes(labels, count), start=1)
     return _Defect(float(mask.mean()), [rectangle_aspect(labels[box] == number) for number, box in boxes])
+
+
+def _mark(images: int | None) -> str:
+    """A cell of Table 2: ticked with the number of images, crossed where there are none, `-` where it is not known."""
+    return "-" if images is None else f"✓ {images}" if images else "✗"
 
 
 def _range(numbers: Iterable[int]) -> Range | None:

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +16,19 @@ import torch
 from threecad.checkpoint import load_detector
 from threecad.errors import BundleError, SettingsError
 from threecad.export.capture import capture, model_info, write_model
-from threecad.export.pictures import ProofPictures, gather_pictures, kept_aside
+from threecad.export.good_parts import scored_as_here
+from threecad.export.pictures import ProofPictures, gather_pictures
 from threecad.export.wheels import gather_wheels
 from threecad.files import write_json, writing
 from threecad.images import read_image, resize_image, write_png
-from threecad.inference import predictor_of
+from threecad.inference import predictor_of, recorded_framing
 from threecad.overlay import Scale, side_by_side
-from threecad.predictor import BATCH, Found, GoodParts, Predictor
+from threecad.predictor import BATCH, Found, Predictor
 from threecad.runs import RunFolder, RunRecord
 from threecad.runtime.bundle import Backend, Bundle, BundleRecord, digest, file_sha256
 from threecad.runtime.networks import SETTINGS, open_network
-from threecad.runtime.proof import Picture, Proof, Thresholds, compare, look, prove, provisional, ran, thresholds_of
+from threecad.runtime.proof import Picture, Proof, compare, look, prove, ran, source_of, thresholds_of
+from threecad.verdicts import Verdicts, write_verdicts
 
 TRAVEL = 3
 """Pictures of each kind that travel along."""
@@ -73,26 +74,26 @@ def export_run(
         why = f": {REFUSED[precision]}" if precision in REFUSED else ""
         raise SettingsError(f"expected precision float32, found '{precision}'{why}")
     _refuse_unless_free(out)
-    detector, record = load_detector(RunFolder(run))
+    folder = RunFolder(run)
+    detector, record = load_detector(folder)
     program = capture(copy.deepcopy(detector))  # a predictor moves the original to its device
-    trained = predictor_of(detector, record, precision="float32")
-    if record.precision != "float32":
-        trained = _compared_in_float32(trained, record, run, data)
-        notify(
-            f"the run was fitted in {record.precision}: its good parts are scored again in float32, as a bundle does"
-        )
+    trained = predictor_of(detector, record, recorded_framing(folder, record), precision="float32")
+    verdicts = _verdicts(folder, record, trained, data, backend, notify)
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".threecad-") as temporary:
             bundle, workspace = Bundle(Path(temporary) / "bundle"), Path(temporary) / "made"
             bundle.path.mkdir()
-            shown = gather_pictures(record, data, workspace)
-            words = model_info(record.method, trained.image_size, _any_scale(trained))
+            shown = gather_pictures(record, trained, data, workspace)
+            words = model_info(record.method, trained.image_size, _map_scale(trained, verdicts))
             model, opset = write_model(program, backend, bundle.path, words)
-            about = _record(record, trained, backend, model, opset)
+            about = _record(record, trained, verdicts, backend, model, opset)
             network = open_network(bundle.path / model, about, None, None)
-            exported = Predictor(network, record.method, trained.good, trained.decoding)
-            proof = _proved(bundle, run, record, trained, exported, shown, travel=pictures)
+            exported = replace(trained, network=network, verdicts=verdicts, conditions=about.conditions)
+            proof = _proved(bundle, trained, exported, shown, travel=pictures)
+            write_verdicts(bundle.path, verdicts)
+            if record.region_fill is not None:
+                shutil.copyfile(folder.region_file, bundle.region_file)
             _add_licenses(bundle.path)
             files = sorted(file for file in bundle.path.rglob("*") if file.is_file())
             about.files = {file.relative_to(bundle.path).as_posix(): file_sha256(file) for file in files}
@@ -106,81 +107,59 @@ def export_run(
     return proof
 
 
-def _compared_in_float32(trained: Predictor, record: RunRecord, run: Path, data: Path | None) -> Predictor:
-    """The predictor with good parts as it sees them in float32, where the fit has seen them in another precision.
-
-    Raises:
-        BundleError: they are not at hand, or thresholds were learnt from them.
-    """
-    if (run / "verdict.toml").is_file():
-        raise BundleError(
-            f"the thresholds of {run} were learnt in {record.precision}, a bundle computes in float32; "
-            "fit with --set training.precision=float32"
-        )
-    if record.holdout and data is None:
-        raise BundleError(
-            f"the good parts of {run} were scored in {record.precision}, a bundle computes in float32; "
-            "give --data ROOT so that they are scored again"
-        )
-    aside = kept_aside(record, data) if data else []
-    good = {}
-    for name in record.categories:
-        found = look(trained, [picture.path for picture in aside if picture.category == name], BATCH)
-        good[name] = GoodParts([one.score for one in found], [float(one.anomaly_map.max()) for one in found])
-    return replace(trained, good=good)
-
-
-def _proved(
-    bundle: Bundle,
-    run: Path,
+def _verdicts(
+    folder: RunFolder,
     record: RunRecord,
     trained: Predictor,
-    exported: Predictor,
-    shown: ProofPictures,
-    travel: bool,
-) -> Proof:
+    data: Path | None,
+    backend: Backend,
+    notify: Callable[[str], None],
+) -> Verdicts:
+    """The run's budgets, with its good parts as a bundle of this backend scores them."""
+    verdicts = folder.read_verdicts()
+    good = scored_as_here(verdicts.good, record, trained, data)
+    if good is not verdicts.good:
+        notify("good parts are scored again in float32, as a bundle computes")
+    conditions = record.conditions(trained.image_size, trained.precision, backend)
+    return replace(verdicts, good=good.model_copy(update={"conditions": dict(conditions)}))
+
+
+def _proved(bundle: Bundle, trained: Predictor, exported: Predictor, shown: ProofPictures, travel: bool) -> Proof:
     """The proof, written into the bundle with the pictures that travel along.
 
     Raises:
         BundleError: a verdict differs.
     """
-    files = [picture.path for picture in shown.pictures]
+    pictures, verdicts = shown.pictures, exported.verdicts
+    files = [picture.path for picture in pictures]
     before, after = look(trained, files, BATCH), look(exported, files)  # one at a time, as on the line
-    thresholds, source = _thresholds(bundle, run, record, trained, shown.pictures, before)
+    seen: dict[str, list[float]] = {picture.category: [] for picture in pictures}
+    for picture, found in zip(pictures, before, strict=True):
+        if picture.kind == "good":
+            seen[picture.category].append(found.score)
+    thresholds = {name: thresholds_of(verdicts, name, scores) for name, scores in seen.items()}
     compared = compare(
-        shown.pictures,
+        pictures,
         [found.score for found in before],
         [found.anomaly_map for found in before],
         after,
+        verdicts,
         thresholds,
     )
-    engine = f"torch {torch.__version__}"
     proof = prove(
-        compared, ran(trained, engine), ran(exported), thresholds, source, shown.good_parts, shown.defective_parts
+        compared,
+        ran(trained, f"torch {torch.__version__}"),
+        ran(exported),
+        thresholds,
+        source_of(verdicts, list(seen)),
+        shown.good_parts,
+        shown.defective_parts,
     )
     proof.refuse_flips("no bundle was written")
     write_json(bundle.proof_file, proof.model_dump(mode="json"))
     if travel:
-        _send_along(bundle, shown.pictures, [one.sha256 for one in compared], before, after, exported)
+        _send_along(bundle, pictures, [one.sha256 for one in compared], before, after, exported)
     return proof
-
-
-def _thresholds(
-    bundle: Bundle,
-    run: Path,
-    record: RunRecord,
-    trained: Predictor,
-    pictures: Sequence[Picture],
-    found: Sequence[Found],
-) -> tuple[dict[str, Thresholds], str]:
-    """Thresholds by category, and where they come from; the run's `verdict.toml` travels along."""
-    file = run / bundle.verdict_file.name
-    if file.is_file():
-        shutil.copyfile(file, bundle.verdict_file)
-        return dict(thresholds_of(file.read_text(encoding="utf-8"), record.categories)), "verdict.toml"
-    seen = [one.score for picture, one in zip(pictures, found, strict=True) if picture.kind == "good"]
-    source = "just above the good parts kept aside" if record.holdout else "just above the good parts of this proof"
-    return {name: provisional(good.scores or seen) for name, good in trained.good.items()}, source
 
 
 def _send_along(
@@ -206,19 +185,18 @@ def _send_along(
             shutil.copyfile(picture.path, target)
             maps[hashes[index]] = trained[index].anomaly_map
             pixels = resize_image(read_image(picture.path, **predictor.decoding), predictor.image_size)
-            its_map = exported[index].anomaly_map
-            scale = predictor.good[picture.category].scale or Scale.of_map(its_map)
+            its_map = exported[index].at(predictor.image_size)
+            scale = Scale.of_good(predictor.verdicts, picture.category) or Scale.of_map(its_map)
             rows.append(side_by_side(pixels, None, its_map, scale))
     if rows:
         np.savez_compressed(bundle.maps_file, **maps)  # type: ignore[arg-type]
         write_png(bundle.path / "examples.png", np.concatenate(rows))
 
 
-def _record(record: RunRecord, trained: Predictor, backend: Backend, model: str, opset: int | None) -> BundleRecord:
-    conditions: dict[str, Any] = {
-        name: getattr(record, name)
-        for name in ("version", "precision", "hardware", "seed", "preset", "data_fingerprint", "detector_sha256")
-    }
+def _record(
+    record: RunRecord, trained: Predictor, verdicts: Verdicts, backend: Backend, model: str, opset: int | None
+) -> BundleRecord:
+    names = ("version", "precision", "hardware", "seed", "preset", "data_fingerprint", "scoring", "detector_sha256")
     made_by = ("threecad", "torch", *(("onnx", "onnxscript") if backend == "onnx" else ("openvino",)))
     return BundleRecord(
         backend=backend,
@@ -229,17 +207,22 @@ def _record(record: RunRecord, trained: Predictor, backend: Backend, model: str,
         image_size=trained.image_size,
         decoding=dict(trained.decoding),
         settings=SETTINGS[backend],
-        good_scores={name: list(good.scores) for name, good in trained.good.items()},
-        good_peaks={name: list(good.peaks) for name, good in trained.good.items()},
-        conditions=conditions,
+        tiles=trained.view.tiles,
+        region_fill=record.region_fill,
+        region_is_exact=record.region_is_exact,
+        map_units=record.map_units,
+        conditions=verdicts.good.conditions,
+        fit={name: getattr(record, name) for name in names},
         versions={name: importlib.metadata.version(name) for name in made_by},
         files={},
     )
 
 
-def _any_scale(predictor: Predictor) -> Scale | None:
-    """Of all categories' good parts together."""
-    return GoodParts(peaks=[peak for good in predictor.good.values() for peak in good.peaks]).scale
+def _map_scale(predictor: Predictor, verdicts: Verdicts) -> Scale | None:
+    """Of the network's own maps: None where verdicts are on maps of tiles, or each category has its own."""
+    if len(verdicts.good.parts) != 1 or not predictor.view.is_plain:
+        return None
+    return Scale.of_good(verdicts)
 
 
 def _add_licenses(folder: Path) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from threecad.data.parts import CATEGORY, write_parts
-from threecad.data.tree import Category, read_category
+from threecad.data.readers import Category, read_category
+from threecad.demo.parts import CATEGORY, write_parts
 from threecad.errors import DataError
 from threecad.evaluation import choose_categories
-from threecad.images import read_image, write_png
+from threecad.images import Decoding, read_image, write_png
+from threecad.predictor import Predictor
 from threecad.records import GOOD, Split
 from threecad.runs import RunRecord
 from threecad.runtime.proof import Kind, Picture
@@ -33,13 +34,14 @@ class ProofPictures:
     defective_parts: str
 
 
-def gather_pictures(record: RunRecord, data: Path | None, workspace: Path) -> ProofPictures:
+def gather_pictures(record: RunRecord, predictor: Predictor, data: Path | None, workspace: Path) -> ProofPictures:
     """The pictures of a proof.
 
     Good parts are those that the fit kept aside, else those that it learnt from; defective ones are those of the test
     folder, else good ones with a patch of themselves pasted elsewhere. Without any data, drawn parts stand for both.
 
     Args:
+        predictor: of the run: how it reads pictures, and what of them it sees.
         data: the data root of the fit.
         workspace: an empty folder for pictures that have to be made.
 
@@ -47,6 +49,10 @@ def gather_pictures(record: RunRecord, data: Path | None, workspace: Path) -> Pr
         DataError: the data root is not in order, or is not the one of the fit.
     """
     if data is None:
+        if not predictor.view.is_plain:
+            raise DataError(
+                "the run sees a region of interest or tiles, which drawn parts do not have; give --data ROOT"
+            )
         return _drawn(record, workspace)
     categories = [read_category(data, name) for name in choose_categories(record, data)]
     aside = _evenly(kept_aside(record, data))
@@ -61,7 +67,8 @@ def gather_pictures(record: RunRecord, data: Path | None, workspace: Path) -> Pr
         for sample in _evenly([sample for sample in category.test if sample.is_defect])
     ]
     return ProofPictures(
-        good + (known or [_altered(picture, index, workspace) for index, picture in enumerate(good)]),
+        good
+        + (known or [_altered(picture, index, workspace, predictor.decoding) for index, picture in enumerate(good)]),
         "kept aside by the fit" if aside else "which the fit has learnt from: it kept none aside",
         "of the test folder" if known else "made of the good ones by pasting a patch elsewhere: none are known",
     )
@@ -97,9 +104,9 @@ def _evenly(items: Sequence) -> list:  # type: ignore[type-arg]
     return [items[index] for index in chosen]
 
 
-def _altered(good: Picture, seed: int, workspace: Path) -> Picture:
+def _altered(good: Picture, seed: int, workspace: Path, decoding: Decoding) -> Picture:
     """A good part with a patch of a tenth of its sides pasted elsewhere, and darkened."""
-    pixels = read_image(good.path)
+    pixels = read_image(good.path, **decoding)
     rng = np.random.default_rng(seed)
     height, width = pixels.shape[:2]
     rows, columns = max(2, height // 10), max(2, width // 10)

@@ -18,6 +18,7 @@ class Entry(NamedTuple):
 
     class_name: str
     paper: Paper
+    ours: tuple[str, ...] = ()  # settings that make another method of the paper's, off by default
 
 
 class Registry(Mapping[str, "type[Detector]"]):
@@ -28,14 +29,15 @@ class Registry(Mapping[str, "type[Detector]"]):
 
     def __getitem__(self, name: str) -> type[Detector]:
         """The class of the method `name`; raises SettingsError, with the nearest name, for an unknown one."""
-        entry = self._entry(name)
+        entry = self.entry(name)
         return getattr(importlib.import_module(f"threecad.methods.{name}"), entry.class_name)
 
     def paper(self, name: str) -> Paper:
         """The paper of the method `name`, without loading the method."""
-        return self._entry(name).paper
+        return self.entry(name).paper
 
-    def _entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> Entry:
+        """The registry's line of the method `name`; raises SettingsError, with the nearest name, for an unknown one."""
         if name not in self._entries:
             raise SettingsError(f"unknown method '{name}'{did_you_mean(name, self._entries)}")
         return self._entries[name]
@@ -57,11 +59,23 @@ METHODS = Registry(
             Paper(
                 name="PaDiM",
                 title="PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization",
-                venue="ICPR 2021",
+                venue="ICPR 2020 workshops",
                 link="https://arxiv.org/abs/2011.08785",
                 group="E-b",
                 needs=("backbone",),
             ),
+        ),
+        "patchcore": Entry(
+            "PatchCore",
+            Paper(
+                name="PatchCore",
+                title="Towards Total Recall in Industrial Anomaly Detection",
+                venue="CVPR 2022",
+                link="https://github.com/amazon-science/patchcore-inspection",
+                group="E-b",
+                needs=("backbone",),
+            ),
+            ours=("whitened",),
         ),
         "fastflow": Entry(
             "FastFlow",
@@ -106,17 +120,19 @@ METHODS = Registry(
                 group="E-b",
                 needs=("backbone",),
             ),
+            ours=("standardised",),
         ),
         "cfrg": Entry(
             "CFRG",
             Paper(
-                name="CFRG (ours)",
+                name="CFRG",
                 title="3CAD: A Large-Scale Real-World 3C Product Dataset for Unsupervised Anomaly Detection",
                 venue="AAAI 2025",
                 link="https://github.com/EnquanYang2022/3CAD",
                 group="E-b",
                 needs=("backbone", "textures"),
             ),
+            ours=("calibrated",),
         ),
         "draem": Entry(
             "DRAEM",
@@ -150,6 +166,7 @@ METHODS = Registry(
                 group="R-b",
                 needs=("backbone", "textures"),
             ),
+            ours=("standardised",),
         ),
         "uniad": Entry(
             "UniAD",
@@ -161,6 +178,7 @@ METHODS = Registry(
                 group="U-ni",
                 needs=("backbone",),
             ),
+            ours=("standardised",),
         ),
         "crad": Entry(
             "CRAD",
@@ -175,3 +193,14 @@ METHODS = Registry(
         ),
     }
 )
+
+
+def row_name(method: str, settings: Mapping[str, object]) -> str:
+    """The name of a method's row in tables: "CFRG" as in the paper, "CFRG, calibrated" with what is ours.
+
+    Args:
+        method: a key of `METHODS`.
+        settings: the method's settings table, [method].
+    """
+    entry = METHODS.entry(method)
+    return ", ".join([entry.paper.name, *(key for key in entry.ours if settings.get(key))])

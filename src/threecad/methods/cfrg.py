@@ -1,4 +1,4 @@
-"""CFRG: where teacher, student and recovered features disagree, a segmenter looks closer.
+"""CFRG: a segmenter examines where teacher, student and recovered features disagree.
 
 Yang, Xing, Sun, Guo, Ma, Li, Zeng: "3CAD: A Large-Scale Real-World 3C Product Dataset for Unsupervised Anomaly
 Detection", AAAI 2025.
@@ -14,7 +14,7 @@ How it works
 
 Where each equation is
     (1) `nets.maps.cosine_distance` · (2) `distillation_loss` · (3) `nets.recovery.Recovery` · L_rec `recovery_loss` ·
-    in_t, in_s `CFRG._look` · (4) `segmentation_loss` · (5) `CFRG.losses`, summed by the training loop
+    in_t, in_s `CFRG._features` · (4) `segmentation_loss` · (5) `CFRG.losses`, summed by the training loop
 
 Differences
     from the paper
@@ -27,27 +27,35 @@ Differences
     from the authors' code
       - L_dis is the sum over scales of eq. (2); the code divides it by 3 (`distillation_mean = true`).
       - AdamW, as the paper says; the code uses Adam with betas (0.5, 0.999) (`optimizer = "adam"`).
-      - Image labels come from folders and P-PRO is pooled; the last epoch is kept.
+      - Textures are drawn uniformly from all pictures. In the code image i gets the i-th picture of the sorted list in
+        every epoch, so that most of the 5,640 pictures of DTD are never seen.
+      - The student is timm's EfficientNet-b0, whose grid lies on the teacher's. The code's own has TensorFlow's padding
+        (1, 3, 7 and 15 px off at strides 2, 4, 8, 16), BatchNorms with eps 1e-3 and momentum 0.01, stochastic depth and
+        PyTorch's initialisation. `student = "tf_efficientnet_b0"` with `student_drop_path = 0.125` comes near.
+      - The `paper` preset computes in bf16 where the machine has it, else in float32; the code in fp16.
+      - Masks are compared at `evaluation.size`, one rule for all methods; image labels come from folders; P-PRO is
+        pooled over images, with the paper's own beside it; the last epoch is kept.
     ours, off in the `paper` preset
-      - `calibrated`: after training, a look at the good parts tells how teacher and recovered features differ at each
-        position, and differences are measured in units of that (`nets.calibration`). A recovery that is not learnt to
-        the end leaves differences on good parts too; so measured, they no longer drown the segmentation, which then
-        weights the distance instead of being added to it. What is added is the coarse localisation of both branches,
-        measured in units of what altered parts show beside their alteration. The score adds two peaks.
+      - `calibrated`: distances are measured in units of how much they vary where parts are good (`nets.calibration`),
+        which statistics passes after the training find out. Then map = mask · fine distance + 0.3 · coarse distance,
+        and score = z(largest distance at the coarsest scale) + z(largest value of mask · fine distance) / 3.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, PositiveInt, model_validator
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from threecad.detector import Detector, Epochs, GradientPhase, Phase, Preset
+from threecad.errors import SettingsError
 from threecad.methods import METHODS
-from threecad.nets.calibration import Calibration
+from threecad.nets.calibration import Calibration, Comparison
 from threecad.nets.distillation import cosine_map, flattened_cosine_loss
 from threecad.nets.maps import GaussianBlur, cosine_distance, full_precision, upsample
 from threecad.nets.pyramid import Pyramid
@@ -71,8 +79,14 @@ class CFRGConfig(BackboneConfig):
     student: str = "efficientnet_b0"
     """timm architecture that learns from random weights; `teacher` takes the teacher's own (ablation WH)."""
 
+    student_drop_path: float = Field(default=0.0, ge=0, lt=1)
+    """Chance that training skips the student's deepest residual block; it rises linearly from 0 at the first one."""
+
     recovery: bool = True
-    """Keep the recovery branch. Without it (ablation WRC) the distillation distance takes its place in the map."""
+    """Keep the recovery branch. Without it (ablation WRC) the map is the segmentation alone."""
+
+    distillation_map: bool = False
+    """Without the recovery branch, put the distance of teacher and student in its place in the map."""
 
     segmentation: bool = True
     """Keep the segmentation branch. Without it (ablation WS) the map is the recovery distance alone."""
@@ -92,47 +106,47 @@ class CFRGConfig(BackboneConfig):
     optimizer: Literal["adamw", "adam"] = "adamw"
     """The paper's AdamW, or the authors' code's Adam with betas (0.5, 0.999)."""
 
-    recovery_blocks: tuple[int, int, int] = (3, 4, 6)
+    recovery_blocks: tuple[PositiveInt, PositiveInt, PositiveInt] = (3, 4, 6)
     """Residual blocks of the decoder's stages, coarse to fine."""
 
-    learning_rate: float = 5e-4
+    learning_rate: float = Field(default=5e-4, gt=0)
     """Rate of the optimiser at the schedule's 1."""
 
-    epochs: int = 50
+    epochs: int = Field(default=50, ge=1)
     """Passes over the good images."""
 
-    sigma_px: float = 4.0
+    sigma_px: float = Field(default=4.0, gt=0)
     """Spread of the Gaussian filter of the map, in pixels of the input."""
 
     calibrated: bool = False
     """Measure distances in units of their spread where parts are good, position by position (ours)."""
 
-    ridge: float = 0.01
+    ridge: float = Field(default=0.01, gt=0)
     """Share of the mean variance that is added to every variance of the calibration."""
+
+    @model_validator(mode="after")
+    def _something_in_the_map(self) -> Self:
+        if self.distillation_map and self.recovery:
+            raise ValueError("distillation_map takes the place of the recovery branch; set method.recovery = false")
+        if not (self.recovery or self.segmentation or self.distillation_map):
+            raise ValueError(
+                "without recovery and segmentation nothing is left for the map; "
+                "keep one of them, or set method.distillation_map = true"
+            )
+        return self
 
     @classmethod
     def tiny(cls) -> CFRGConfig:
         return cls(backbone="resnet10t.c3_in1k", student="efficientnet_lite0", weights="random", image_size=(128, 128))
 
 
-class Look(NamedTuple):
-    """Everything that one pass over an image gives."""
+class Features(NamedTuple):
+    """What the networks make of a batch of images, in one pass."""
 
-    teacher: list[Tensor]  # features [(B, C_i, H_i, W_i)] of the image
-    student: list[Tensor]
-    recovered: list[Tensor]  # empty without the recovery branch
+    teacher: list[Tensor]  # [(B, C_i, H_i, W_i)], fine to coarse
+    student: list[Tensor]  # likewise
+    recovered: list[Tensor]  # likewise; empty without the recovery branch
     logits: Tensor | None  # (B, 1, H, W); None without the segmentation branch
-
-    @property
-    def others(self) -> list[list[Tensor]]:
-        """What is compared with the teacher: recovered features first, or the student's alone in their place."""
-        return [self.recovered, self.student] if self.recovered else [self.student]
-
-    def mask(self, image: Tensor, without: float) -> Tensor:
-        """sigmoid(logits), (B, 1, H, W); `without` the segmentation branch, that value everywhere."""
-        if self.logits is None:
-            return image.new_full((len(image), 1, *image.shape[-2:]), without)
-        return self.logits.sigmoid()
 
 
 class CFRG(Detector):
@@ -141,6 +155,7 @@ class CFRG(Detector):
     paper = METHODS.paper("cfrg")
     Config = CFRGConfig
     batch = 32
+    paper_precision: ClassVar[Literal["auto", "float32"]] = "auto"  # the authors' code is mixed-precision
     quick = Preset(
         method={"calibrated": True, "student": "resnet18", "recovery_blocks": (2, 2, 2), "learning_rate": 1e-3},
         training={"steps": 300, "batch": 8, "schedule": "one_cycle"},
@@ -155,7 +170,7 @@ class CFRG(Detector):
             Recovery(self.teacher.channels, self.teacher.signed, config.recovery_blocks) if config.recovery else None
         )
         self.segmenter = Segmenter(self.teacher.channels) if config.segmentation else None
-        self.smooth = GaussianBlur(config.sigma_px)
+        self.smooth = GaussianBlur(config.sigma_px, config.image_size)
         self.calibration = (
             Calibration(self.teacher, 2 if config.recovery else 1, self.smooth, config.image_size)
             if config.calibrated
@@ -165,14 +180,20 @@ class CFRG(Detector):
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = Σ_scales upsample(1 - cos(F^t, F^r)) + sigmoid(logits), smoothed; score = its maximum."""
         if self.calibration is not None:
-            return self.calibration(*self._compare(image))
-        look = self._look(image)
-        distance = cosine_map(look.teacher, look.others[0], image.shape[-2:])
-        anomaly_map = self.smooth(distance + look.mask(image, without=0.0))
+            return self.calibration(self._compare(image))
+        features, size = self._features(image), image.shape[-2:]
+        parts = []
+        if self.recovery is not None:
+            parts.append(cosine_map(features.teacher, features.recovered, size))
+        if self.config.distillation_map:
+            parts.append(cosine_map(features.teacher, features.student, size))
+        if features.logits is not None:
+            parts.append(features.logits.sigmoid())
+        anomaly_map = self.smooth(torch.stack(parts).sum(dim=0))
         return Prediction(anomaly_map, anomaly_map.amax(dim=(1, 2, 3)))
 
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
-        """One joint phase of AdamW; then, where the map is calibrated, looks at good and at altered parts."""
+        """One joint phase of AdamW; then, where the map is calibrated, three statistics phases."""
         trains = [part for part in (self.student, self.recovery, self.segmenter) if part is not None]
         parameters = [parameter for part in trains for parameter in part.parameters()]
         rate = self.config.learning_rate
@@ -195,34 +216,39 @@ class CFRG(Detector):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """L_all = L_dis + L_rec + L_bce (eq. 5)."""
-        look = self._look(batch.augmented)
+        altered = self._features(batch.augmented)
+        normal = self.teacher(batch.image) if self.recovery is not None else []
         with full_precision(batch.image):
-            terms = {"distillation": distillation_loss(look.teacher, look.student, batch.mask, self.config.push)}
+            terms = {"distillation": distillation_loss(altered.teacher, altered.student, batch.mask, self.config.push)}
             if self.config.distillation_mean:
-                terms["distillation"] = terms["distillation"] / len(look.teacher)
+                terms["distillation"] = terms["distillation"] / len(altered.teacher)
             if self.recovery is not None:
-                normal = self.teacher(batch.image)
-                terms["recovery"] = recovery_loss(normal, look.recovered, self.config.recovery_cosine == "image")
-            if look.logits is not None:
-                terms["segmentation"] = segmentation_loss(look.logits, batch.mask)
+                terms["recovery"] = recovery_loss(normal, altered.recovered, self.config.recovery_cosine == "image")
+            if altered.logits is not None:
+                terms["segmentation"] = segmentation_loss(altered.logits, batch.mask)
         return terms
 
-    def _look(self, image: Tensor) -> Look:
+    def _features(self, image: Tensor) -> Features:
         """Teacher, student, recovery and segmenter, once; serves training and inference."""
         teacher, student = self.teacher(image), self.student(image)
         recovered = self.recovery(teacher) if self.recovery is not None else []
         if self.segmenter is None:
-            return Look(teacher, student, recovered, None)
+            return Features(teacher, student, recovered, None)
         weighted = [cosine_distance(t, s) * t for t, s in zip(teacher, student, strict=True)]  # in_t = (1 - w_d) F^t_a
         if recovered and self.config.guidance:
             distances = [cosine_distance(t, r) for t, r in zip(teacher, recovered, strict=True)]
             weighted = [distance * w for distance, w in zip(distances, weighted, strict=True)]  # in_s = (1 - w_r) in_t
-        return Look(teacher, student, recovered, self.segmenter(weighted).float())
+        return Features(teacher, student, recovered, self.segmenter(weighted))
 
-    def _compare(self, image: Tensor) -> tuple[list[Tensor], list[list[Tensor]], Tensor]:
-        """What a calibration measures: the teacher's features, those that should equal them, the segmented mask."""
-        look = self._look(image)
-        return look.teacher, look.others, look.mask(image, without=1.0)
+    def _compare(self, image: Tensor) -> Comparison:
+        """What the calibration compares: without recovery the student's features, without segmentation a mask of 1."""
+        features = self._features(image)
+        branches = [branch for branch in (features.recovered, features.student) if branch]
+        if features.logits is None:
+            mask = image.new_ones(len(image), 1, *image.shape[-2:])
+        else:
+            mask = features.logits.sigmoid()
+        return Comparison(features.teacher, branches[0], [branch[-1] for branch in branches], mask)
 
 
 def distillation_loss(teacher: Sequence[Tensor], student: Sequence[Tensor], mask: Tensor, push: bool = True) -> Tensor:
@@ -235,7 +261,7 @@ def distillation_loss(teacher: Sequence[Tensor], student: Sequence[Tensor], mask
     """
     total = mask.new_zeros(())
     for t, s in zip(teacher, student, strict=True):
-        distance = upsample(cosine_distance(t, s), mask.shape[-2:])
+        distance = upsample(cosine_distance(t, s), mask.shape[-2:], align_corners=False)
         pull = (1 - mask) * distance
         total = total + (pull + mask * (1 - distance) if push else pull).mean()
     return total
@@ -260,9 +286,11 @@ class Student(nn.Module):
         super().__init__()
         architecture = config.backbone if config.student == "teacher" else config.student
         self.pyramid = Pyramid(architecture, "random", teacher.strides, trainable=True)
+        if config.student_drop_path > 0:
+            drop_paths(self.pyramid.network, config.student_drop_path)
         self.adapters = nn.ModuleList(
-            adapter(given, made, teacher.signed)
-            for given, made in zip(self.pyramid.channels, teacher.channels, strict=True)
+            adapter(in_channels, out_channels, teacher.signed)
+            for in_channels, out_channels in zip(self.pyramid.channels, teacher.channels, strict=True)
         )
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -270,16 +298,29 @@ class Student(nn.Module):
         return [adapt(features).float() for adapt, features in zip(self.adapters, self.pyramid(image), strict=True)]
 
 
-def adapter(given: int, made: int, signed: bool) -> nn.Sequential:
+def drop_paths(network: nn.Module, most: float) -> None:
+    """Let training skip residual blocks of timm's `network` (stochastic depth), with a chance from 0 up to `most`.
+
+    Raises:
+        SettingsError: the network has no blocks that can be skipped.
+    """
+    blocks = [block for block in network.modules() if hasattr(block, "drop_path")]
+    if not blocks:
+        raise SettingsError("setting 'method.student_drop_path': expected 0, since the student has no residual blocks")
+    for index, block in enumerate(blocks):
+        block.drop_path = DropPath(most * index / max(len(blocks) - 1, 1))
+
+
+def adapter(in_channels: int, out_channels: int, signed: bool) -> nn.Sequential:
     """Depthwise 3×3, 1×1, BN, ReLU, 3×3, 1×1 to the teacher's channels, BN, and a ReLU unless those are signed."""
     return nn.Sequential(
-        nn.Conv2d(given, given, 3, padding=1, groups=given, bias=False),
-        nn.Conv2d(given, given, 1, bias=False),
-        nn.BatchNorm2d(given),
+        nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False),
+        nn.Conv2d(in_channels, in_channels, 1, bias=False),
+        nn.BatchNorm2d(in_channels),
         nn.ReLU(inplace=True),
-        nn.Conv2d(given, given, 3, padding=1, bias=False),
-        nn.Conv2d(given, made, 1, bias=False),
-        nn.BatchNorm2d(made),
+        nn.Conv2d(in_channels, in_channels, 3, padding=1, bias=False),
+        nn.Conv2d(in_channels, out_channels, 1, bias=False),
+        nn.BatchNorm2d(out_channels),
         nn.Identity() if signed else nn.ReLU(inplace=True),
     )
 
@@ -291,33 +332,33 @@ class Segmenter(nn.Module):
         super().__init__()
         fine, middle, coarse = channels
         widths = [max(coarse // divisor, FLOOR) for divisor in (2, 4, 8, 16)]
-        given = [coarse, *widths]
         self.up = nn.ModuleList(
-            UpBlock(given[i], width, skip)
-            for i, (width, skip) in enumerate(zip(widths, (middle, fine, 0, 0), strict=True))
+            UpBlock(in_channels, width, skip)
+            for in_channels, width, skip in zip([coarse, *widths[:-1]], widths, (middle, fine, 0, 0), strict=True)
         )
         self.head = nn.Conv2d(widths[-1], 1, 3, padding=1)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, weighted: Sequence[Tensor]) -> Tensor:
         """Logits (B, 1, H, W) of in_s, [(B, C_i, H/s_i, W/s_i)]."""
-        fine, middle, made = features
+        fine, middle, features = weighted
         for up, skip in zip(self.up, (middle, fine, None, None), strict=True):
-            made = up(made, skip)
-        return self.head(made)
+            features = up(features, skip)
+        with full_precision(features):  # bf16 would round close logits to the same value
+            return self.head(features.float())
 
 
 class UpBlock(nn.Module):
     """Transposed 4×4 with stride 2, the skip beside it, then twice 3×3, BN, ReLU."""
 
-    def __init__(self, given: int, made: int, skip: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, skip_channels: int) -> None:
         super().__init__()
-        self.enlarge = nn.ConvTranspose2d(given, made, 4, stride=2, padding=1)
+        self.enlarge = nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1)
         self.refine = nn.Sequential(
-            nn.Conv2d(made + skip, made, 3, padding=1, bias=False),
-            nn.BatchNorm2d(made),
+            nn.Conv2d(out_channels + skip_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
-            nn.Conv2d(made, made, 3, padding=1, bias=False),
-            nn.BatchNorm2d(made),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
         )
 

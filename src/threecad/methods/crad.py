@@ -21,10 +21,13 @@ Differences
       - Padding of the backbone's strided convolutions as in UniAD's file.
       - 64 images a step, as on the official 4 GPUs of 16, and BatchNorm over all of them; the official one sees the 16
         of its GPU. `training.batch = 16` takes those statistics and four times the steps.
-      - The seed and the deterministic switch take effect (the official seed 0 counts as none).
-      - The last epoch is kept, not the best on the test set; an AUROC below 0.5 is not turned around; image labels come
-        from folders.
+      - The seed takes effect (the official seed 0 counts as none).
+      - The last epoch is kept, not the best on the test set; an AUROC below 0.5 is not turned around.
+      - Masks are compared at `evaluation.size`, one rule for all methods; there at 224 px.
+      - Image labels come from folders.
       - Any size and any backbone: the official code fixes 432 channels and an upsampling of 8.
+    kept from the official code
+      - The rates fall after 41 of 50 epochs: its schedule is stepped after the epoch.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from threecad.detector import Detector, Epochs, GradientPhase, Phase, Preset
@@ -41,7 +45,7 @@ from threecad.nets.maps import full_precision, upsample
 from threecad.nets.pyramid import Pyramid
 from threecad.records import Batch, Prediction
 from threecad.schedules import milestones
-from threecad.settings import BackboneConfig
+from threecad.settings import BackboneConfig, Size
 from threecad.synthesis import TextureSource
 
 STRIDES = (8, 16)
@@ -54,34 +58,34 @@ class CRADConfig(BackboneConfig):
 
     grid = 16
 
-    image_size: tuple[int, int] = (224, 224)
+    image_size: Size = (224, 224)
     """Height and width in pixels that images are resized to; one number means a square."""
 
     backbone: str = "tf_efficientnet_b4.aa_in1k"
     """Full timm tag, or `embedded` for the EfficientNet-Lite0 whose ImageNet weights come with the installation."""
 
-    expansion: int = 4
+    expansion: int = Field(default=4, ge=1)
     """Channels inside a bottleneck for each channel of the features; 1 gives the paper's CRAD-S."""
 
-    bottlenecks: int = 11
+    bottlenecks: int = Field(default=11, ge=1)
     """Inverted bottlenecks between the readings and the reconstruction."""
 
-    local_grid: int = 8
+    local_grid: int = Field(default=8, ge=1)
     """Rows and columns of the grid that is read at each position."""
 
-    global_grid: int = 4
+    global_grid: int = Field(default=4, ge=1)
     """Rows and columns of the grid that is read once an image."""
 
-    jitter: float = 0.05
+    jitter: float = Field(default=0.05, ge=0)
     """Spread of the noise on local coordinates, in half of the training steps; the grid spans -1 to 1."""
 
-    memory_rate: float = 0.1
+    memory_rate: float = Field(default=0.1, gt=0)
     """AdamW's rate for the two grids."""
 
-    learning_rate: float = 1e-3
+    learning_rate: float = Field(default=1e-3, gt=0)
     """AdamW's rate for everything else."""
 
-    epochs: int = 50
+    epochs: int = Field(default=50, ge=1)
     """Passes over the good images of all categories."""
 
     @classmethod
@@ -145,7 +149,7 @@ class CRAD(Detector):
                 )
             ],
             duration=Epochs(self.config.epochs),
-            schedule=milestones((0.8,), 0.1),
+            schedule=milestones((0.82,), 0.1),
             clip_norm=0.1,
         )
 

@@ -20,7 +20,9 @@ Differences
     from the official code
       - No rotation of training images: the official code chooses one for each category of MVTec-AD by hand.
       - The focal loss is computed from logits, which is the same number without the clamp of a logarithm.
-      - The mask is sampled at the segmenter's grid; image labels come from folders.
+      - In training, the mask is sampled at the segmenter's grid.
+      - Masks are compared at `evaluation.size`, one rule for all methods; there an antialiased bilinear mask counts
+        above 0.5. Image labels come from folders, and P-PRO is pooled over images.
       - Other teachers than ResNet-18: the student keeps its own architecture and gets a 1×1 head at each scale where
         the channels differ, or where the teacher's features can be negative.
     kept from the official code
@@ -34,6 +36,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from threecad.detector import Detector, GradientPhase, Phase, Preset, Steps
@@ -59,28 +62,28 @@ class DeSTSegConfig(BackboneConfig):
     student: str = "resnet18.tv_in1k"
     """timm architecture of the student's encoder, learnt from random weights."""
 
-    width: int = 256
+    width: int = Field(default=256, ge=1)
     """Channels inside the segmentation network."""
 
-    dilations: tuple[int, ...] = (6, 12, 18)
+    dilations: tuple[PositiveInt, ...] = Field(default=(6, 12, 18), min_length=1)
     """Dilations of the atrous spatial pyramid."""
 
-    student_steps: int = 1000
+    student_steps: int = Field(default=1000, ge=1)
     """Optimiser steps of the first phase."""
 
-    segmenter_steps: int = 4000
+    segmenter_steps: int = Field(default=4000, ge=1)
     """Optimiser steps of the second phase."""
 
-    student_rate: float = 0.4
+    student_rate: float = Field(default=0.4, gt=0)
     """SGD's rate for the student; its loss grows with the batch."""
 
-    blocks_rate: float = 0.1
+    blocks_rate: float = Field(default=0.1, gt=0)
     """SGD's rate for the segmentation network's residual blocks."""
 
-    head_rate: float = 0.01
+    head_rate: float = Field(default=0.01, gt=0)
     """SGD's rate for the segmentation network's head."""
 
-    top_pixels: int = 100
+    top_pixels: int = Field(default=100, ge=1)
     """How many of the map's largest pixels the score averages."""
 
     @classmethod
@@ -101,8 +104,8 @@ class DeSTSeg(Detector):
     Config = DeSTSegConfig
     batch = 32
     quick = Preset(
-        method={"student": EMBEDDED_BACKBONE, "width": 32, "student_steps": 2500, "segmenter_steps": 2500},
-        training={"steps": 400, "batch": 8, "schedule": "one_cycle"},
+        method={"student": EMBEDDED_BACKBONE, "width": 32, "student_steps": 200, "segmenter_steps": 200},
+        training={"batch": 8, "schedule": "one_cycle"},
     )
     config: DeSTSegConfig
 
@@ -118,6 +121,11 @@ class DeSTSeg(Detector):
         pixels = anomaly_map.flatten(1)
         top = pixels.topk(min(self.config.top_pixels, pixels.shape[1]), dim=1).values
         return Prediction(anomaly_map, top.mean(dim=1))
+
+    @property
+    def least_batch(self) -> int:
+        """2: the atrous pyramid normalises each channel's mean over the image, of which one image has only one."""
+        return 2
 
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
         """SGD for the student, then for the segmentation network, both counted in steps."""
@@ -203,12 +211,12 @@ class Student(nn.Module):
         *widths, deepest = self.encoder.channels
         self.start = nn.Sequential(BasicBlock(deepest, deepest), BasicBlock(deepest, deepest))
         self.stages, self.heads = nn.ModuleList(), nn.ModuleList()
-        given = deepest
+        in_channels = deepest
         for width, channels in zip(reversed(widths), reversed(teacher.channels), strict=True):
-            self.stages.append(nn.Sequential(BasicBlock(given, width), BasicBlock(width, width)))
+            self.stages.append(nn.Sequential(BasicBlock(in_channels, width), BasicBlock(width, width)))
             alike = width == channels and not teacher.signed
             self.heads.append(nn.Identity() if alike else nn.Conv2d(width, channels, 1))
-            given = width
+            in_channels = width
         _initialise(self.start, self.stages)
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -225,19 +233,19 @@ class Student(nn.Module):
 class BasicBlock(nn.Module):
     """ResNet's basic block: twice 3×3 and BatchNorm, and a 1×1 shortcut where the channels change."""
 
-    def __init__(self, given: int, made: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.branch = nn.Sequential(
-            nn.Conv2d(given, made, 3, padding=1, bias=False),
-            nn.BatchNorm2d(made),
+            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
-            nn.Conv2d(made, made, 3, padding=1, bias=False),
-            nn.BatchNorm2d(made),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
         )
         self.shortcut = (
             nn.Identity()
-            if given == made
-            else nn.Sequential(nn.Conv2d(given, made, 1, bias=False), nn.BatchNorm2d(made))
+            if in_channels == out_channels
+            else nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
         )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -247,9 +255,9 @@ class BasicBlock(nn.Module):
 class Segmenter(nn.Module):
     """Two residual blocks and a head of an atrous spatial pyramid: similarities (B, C, h, w) to logits (B, 1, h, w)."""
 
-    def __init__(self, given: int, width: int, dilations: Sequence[int]) -> None:
+    def __init__(self, in_channels: int, width: int, dilations: Sequence[int]) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(BasicBlock(given, width), BasicBlock(width, width))
+        self.blocks = nn.Sequential(BasicBlock(in_channels, width), BasicBlock(width, width))
         self.head = nn.Sequential(
             AtrousPyramid(width, dilations), _convolution(width, width, 3, padding=1), nn.Conv2d(width, 1, 1)
         )
@@ -260,7 +268,7 @@ class Segmenter(nn.Module):
         features = self.blocks(similarities)
         for part in pyramid:
             features = part(features)
-        with full_precision(features):  # two logits that differ in the fourth digit are one in bf16
+        with full_precision(features):  # bf16 would round close logits to the same value
             return last(features.float())
 
 
@@ -280,11 +288,11 @@ class AtrousPyramid(nn.Module):
         return self.join(torch.cat([mean, *(branch(features) for branch in self.dilated)], dim=1))
 
 
-def _convolution(given: int, made: int, side: int, padding: int = 0, dilation: int = 1) -> nn.Sequential:
+def _convolution(in_channels: int, out_channels: int, side: int, padding: int = 0, dilation: int = 1) -> nn.Sequential:
     """Convolution without bias, BatchNorm, ReLU."""
     return nn.Sequential(
-        nn.Conv2d(given, made, side, padding=padding, dilation=dilation, bias=False),
-        nn.BatchNorm2d(made),
+        nn.Conv2d(in_channels, out_channels, side, padding=padding, dilation=dilation, bias=False),
+        nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
     )
 

@@ -194,12 +194,12 @@ class Flow(nn.Module):
 def coupling_network(kernel: int, hidden_ratio: float) -> Callable[[int, int], nn.Sequential]:
     """Builder of a step's small network: convolution, ReLU, convolution, zero-padded to the same size."""
 
-    def build(given: int, made: int) -> nn.Sequential:
-        hidden = int(given * hidden_ratio)
+    def build(in_channels: int, out_channels: int) -> nn.Sequential:
+        hidden = max(1, int(in_channels * hidden_ratio))
         return nn.Sequential(
-            nn.Conv2d(given, hidden, kernel, padding="same"),
+            nn.Conv2d(in_channels, hidden, kernel, padding="same"),
             nn.ReLU(),
-            nn.Conv2d(hidden, made, kernel, padding="same"),
+            nn.Conv2d(hidden, out_channels, kernel, padding="same"),
         )
 
     return build

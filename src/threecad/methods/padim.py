@@ -22,6 +22,8 @@ Differences
       - We keep W with W W^T = Σ^-1, not Σ^-1: |W^T (x - μ)| is no square root of a rounded-off negative number.
       - Values are chosen where they lie, before upsampling, which gives the same vectors for less work.
       - ε is the paper's 0.01; anomalib adds another 1e-5 before it inverts (`ridge = 0.01001`).
+      - The map is smoothed with scipy's mirror, which repeats the edge pixel; anomalib's leaves it out. Only the outer
+        16 px differ.
       - Weights are pinned by tag; anomalib's bare `resnet18` has changed its weights between releases.
 """
 
@@ -33,6 +35,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from threecad.allocation import available_bytes
 from threecad.detector import Detector, Phase, Preset, StatisticsPhase
 from threecad.errors import SettingsError
 from threecad.methods import METHODS
@@ -73,6 +76,7 @@ class PaDiM(Detector):
     Config = PaDiMConfig
     batch = 32
     quick = Preset(training={"batch": 16})
+    leaves_out = True
     config: PaDiMConfig
 
     channels: Tensor  # (D,) which of the concatenated channels describe a position
@@ -85,26 +89,51 @@ class PaDiM(Detector):
             raise SettingsError(
                 f"setting 'method.features': expected at most {total}, the channels of {config.backbone}, found {kept}"
             )
-        self.smooth = GaussianBlur(config.sigma_px)
+        self.smooth = GaussianBlur(config.sigma_px, config.image_size)
         self.height, self.width = (side // self.pyramid.strides[0] for side in config.image_size)
         self.register_buffer("channels", torch.randperm(total)[:kept].sort().values)
+        self._require_memory(bytes_each=4)
         self.gaussians = PositionGaussians(self.height * self.width, kept)
 
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = M(x), upsampled and smoothed; score = its maximum."""
-        distance = self.gaussians(self._describe(image)).view(-1, 1, self.height, self.width)
-        anomaly_map = self.smooth(upsample(distance, image.shape[-2:], align_corners=False))
+        return self._as_map(self.gaussians(self._describe(image)), image)
+
+    def left_out(self, image: Tensor) -> Prediction:
+        """The same with each position's Gaussian as it would be without the image."""
+        distances = self.gaussians.left_out(self.gaussians(self._describe(image).double()))
+        return self._as_map(distances.float(), image)
+
+    def _as_map(self, distance: Tensor, image: Tensor) -> Prediction:
+        at_grid = distance.view(-1, 1, self.height, self.width)
+        anomaly_map = self.smooth(upsample(at_grid, image.shape[-2:], align_corners=False))
         return Prediction(anomaly_map, anomaly_map.amax(dim=(1, 2, 3)))
 
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
-        """One look at the good images."""
-        sums = self.gaussians.empty_sums()
+        """One pass over the good images."""
+        self._require_memory(bytes_each=8)
         yield StatisticsPhase(
             "gaussians",
-            state=sums,
-            observe=lambda batch: self.gaussians.add(sums, self._describe(batch.image)),
-            conclude=lambda: self.gaussians.conclude(sums, self.config.ridge),
+            self.gaussians.empty_sums,
+            observe=lambda sums, batch: self.gaussians.add(sums, self._describe(batch.image)),
+            conclude=lambda sums: self.gaussians.conclude(sums, self.config.ridge),
         )
+
+    def _require_memory(self, bytes_each: int) -> None:
+        """Nothing, where there is room for a Σ at each position, in numbers of so many bytes.
+
+        Raises:
+            SettingsError: there is not.
+        """
+        features = self.config.features
+        needed, free = bytes_each * self.height * self.width * features**2, available_bytes()
+        if self.channels.device.type == "cpu" and needed > free:
+            fitting = max(1, int(features * (free / needed) ** 0.5))
+            raise SettingsError(
+                f"'padim' needs {needed / 1e9:.1f} GB of memory for Σ, {features}×{features} numbers at each of "
+                f"{self.height}×{self.width} positions; {free / 1e9:.1f} GB are free\n"
+                f"Take method.features = {fitting} or fewer, or a smaller method.image_size."
+            )
 
     def _describe(self, image: Tensor) -> Tensor:
         """Vectors (P, B, D) of the chosen channels at each position of the finest grid."""

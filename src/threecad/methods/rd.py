@@ -19,7 +19,8 @@ Differences
     from the authors' code
       - Its bottleneck declares a 1×1 convolution to 2048 channels and its BatchNorm (8,392,704 parameters) that take no
         part in anything; they are left out.
-      - Image labels come from folders, and P-PRO is pooled over images instead of averaged per image.
+      - Masks are compared at `evaluation.size`, one rule for all methods; there an antialiased bilinear mask counts
+        above 0.5. Image labels come from folders, and P-PRO is pooled over images instead of averaged per image.
     ours
       - Narrow teachers get stages with a least width, and no final ReLU where their features are signed
         (`nets.recovery`).
@@ -79,7 +80,7 @@ class RD(Detector):
         super().__init__(config)
         self.teacher = Pyramid(config.backbone, config.weights)
         self.recovery = Recovery(self.teacher.channels, self.teacher.signed)
-        self.smooth = GaussianBlur(config.sigma_px)
+        self.smooth = GaussianBlur(config.sigma_px, config.image_size)
 
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = Σ_scales upsample(1 - cos(F^E, F^D)), smoothed; score = its maximum."""

@@ -22,7 +22,8 @@ Differences
         category of MVTec, and reports the epoch that is best on the test set.
       - Gradients of two batches are summed, as in the code, but no half sum crosses into the next epoch.
       - Images are resized with antialiasing, like everywhere in this package; the code's `cv2.resize` has none.
-      - Image labels come from folders, and P-PRO is pooled over images instead of averaged per image.
+      - Masks are compared at `evaluation.size`, one rule for all methods; there an antialiased bilinear mask counts
+        above 0.5. Image labels come from folders, and P-PRO is pooled over images instead of averaged per image.
     kept from the authors' code
       - One fixed noise field whose corner every image gets, with only the rectangle drawn anew: its generator is never
         seeded again. `noise_reseed = true` takes another part of the field for each image.
@@ -102,7 +103,7 @@ class RDPP(Detector):
         self.teacher = Pyramid(config.backbone, config.weights)
         self.projections = nn.ModuleList(projection(channels) for channels in self.teacher.channels)
         self.recovery = Recovery(self.teacher.channels, self.teacher.signed)
-        self.smooth = GaussianBlur(config.sigma_px)
+        self.smooth = GaussianBlur(config.sigma_px, config.image_size)
 
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = Σ_scales upsample(1 - cos(teacher, decoded)), smoothed; score = its maximum."""
@@ -163,8 +164,9 @@ def projection(channels: int) -> nn.Sequential:
     """3×3 convolutions C → C/2 → C/4 → C/2 → C, each with instance normalisation and a leaky ReLU."""
     widths = [channels, channels // 2, channels // 4, channels // 2, channels]
     layers: list[nn.Module] = []
-    for given, made in pairwise(widths):
-        layers += [nn.Conv2d(given, made, 3, padding=1), nn.InstanceNorm2d(made), nn.LeakyReLU(0.01)]
+    for in_channels, out_channels in pairwise(widths):
+        convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        layers += [convolution, nn.InstanceNorm2d(out_channels), nn.LeakyReLU(0.01)]
     return nn.Sequential(*layers)
 
 

@@ -21,24 +21,29 @@ Differences
         data set (SDAS). Pictures made by one go into `sdas_dir`, and are then used with the paper's opacity.
     from the official code
       - Anomalies may lie anywhere in the image; there a foreground is cut out by a rule for each category of MVTec-AD.
-      - The last epoch is kept, not the best on the test set; an AUROC below 0.5 is not turned around; image labels come
-        from folders.
+        `foreground = true` keeps them on the part, found by Otsu's threshold.
+      - Textures are resized with antialiasing; the official loader has none (`cv2.resize`).
+      - The last epoch is kept, not the best on the test set; an AUROC below 0.5 is not turned around.
+      - Masks are compared at `evaluation.size`, one rule for all methods; image labels come from folders.
       - An epoch shows every image once, on any number of devices.
       - Other backbones keep the published share of each stride's channels, and of the residuals. U-Nets have the
         published width for their channels, at least 16, and as many groups and heads as divide it.
     ours, off in the `paper` preset
       - `standardised`: features of EfficientNet-Lite0 have spreads of 3 to 8, which U-Nets that start with zeros do not
-        reach in minutes. One look at the good images beforehand brings each channel to mean 0 and spread 1.
+        reach in minutes. A statistics phase beforehand brings each channel to mean 0 and spread 1 over the good images.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from threecad.detector import Detector, Epochs, GradientPhase, Phase, Preset, StatisticsPhase, Steps
@@ -51,6 +56,7 @@ from threecad.settings import BackboneConfig
 from threecad.shared_phases import standardisation_phase
 from threecad.synthesis import TextureSource
 from threecad.synthesis.blending import TextureSynthesizer
+from threecad.synthesis.foreground import otsu_foreground
 from threecad.synthesis.textures import FolderTextures
 
 STRIDES = (4, 8, 16, 32)
@@ -73,19 +79,22 @@ class RealNetConfig(BackboneConfig):
     sdas_dir: Path | None = None
     """Folder of pictures with generated anomalies, which then take the place of textures."""
 
-    selection_steps: int = 64
+    foreground: bool = False
+    """Keep synthetic anomalies on the part, which Otsu's threshold tells from a plain background."""
+
+    selection_steps: int = Field(default=64, ge=1)
     """Batches over which the channels are judged."""
 
-    width_ratio: float = 1.0
+    width_ratio: float = Field(default=1.0, gt=0)
     """Width of the U-Nets as a share of the published one."""
 
     standardised: bool = False
     """Bring each channel to mean 0 and spread 1 over the good parts first (ours, not the paper's)."""
 
-    learning_rate: float = 1e-4
+    learning_rate: float = Field(default=1e-4, gt=0)
     """Adam's rate."""
 
-    epochs: int = 1000
+    epochs: int = Field(default=1000, ge=1)
     """Passes over the good images."""
 
     @classmethod
@@ -132,17 +141,14 @@ class RealNet(Detector):
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
         """AFS over images that are all altered, then one phase of Adam over images of which half are.
 
-        Before, where features are standardised, one look at the good parts.
+        Before, where features are standardised, a statistics phase.
         """
         if self.config.standardised:
             yield standardisation_phase(
                 self.standardise, lambda image: [f.movedim(1, -1) for f in self.backbone(image)]
             )
-        source, opacity = textures, (0.2, 1.0)
-        if self.config.sdas_dir is not None:
-            source, opacity = FolderTextures(self.config.sdas_dir), (0.5, 1.0)
-        augment = self.config.sdas_dir is None
-        yield self._selection(TextureSynthesizer(source, opacity=opacity, augment=augment, eight_bit=True))
+        synthesizer = self._synthesizer(textures)
+        yield self._selection(synthesizer)
         trains = [self.unets, self.residual_selection, self.discriminator]
         parameters = [parameter for part in trains for parameter in part.parameters()]
         yield GradientPhase(
@@ -151,8 +157,13 @@ class RealNet(Detector):
             trains=trains,
             optimizers=[torch.optim.Adam(parameters, lr=self.config.learning_rate)],
             duration=Epochs(self.config.epochs),
-            synthesizer=TextureSynthesizer(source, opacity=opacity, share=0.5, augment=augment, eight_bit=True),
+            synthesizer=replace(synthesizer, share=0.5),
         )
+
+    @property
+    def least_batch(self) -> int:
+        """1: only grids finer than stride 8 are normalised over a batch."""
+        return 1
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Σ over strides of mean (f_rec - f_normal)², and the pixels' cross-entropy, with weights of 1."""
@@ -190,22 +201,35 @@ class RealNet(Detector):
 
     def _selection(self, synthesizer: TextureSynthesizer) -> StatisticsPhase:
         """AFS: sums of the channels' errors, from which each stride keeps its best."""
-        state = {
-            str(stride): torch.zeros(channels, dtype=torch.float64)
-            for stride, channels in zip(STRIDES, self.backbone.channels, strict=True)
-        }
 
-        def observe(batch: Batch) -> None:
-            both = zip(state, self._backbone(batch.image), self._backbone(batch.augmented), strict=True)
+        def empty_sums() -> dict[str, Tensor]:
+            channels = zip(STRIDES, self.backbone.channels, strict=True)
+            return {str(stride): torch.zeros(count, dtype=torch.float64) for stride, count in channels}
+
+        def observe(sums: Mapping[str, Tensor], batch: Batch) -> None:
+            both = zip(STRIDES, self._backbone(batch.image), self._backbone(batch.augmented), strict=True)
             for stride, normal, altered in both:
-                state[stride] += selection_error(normal, altered, batch.mask)
+                sums[str(stride)].add_(selection_error(normal, altered, batch.mask))
 
-        def conclude() -> None:
-            for select, errors in zip(self.selections, state.values(), strict=True):
+        def conclude(sums: Mapping[str, Tensor]) -> None:
+            for stride, select in zip(STRIDES, self.selections, strict=True):
                 kept = select.get_buffer("channels")
-                kept.copy_(smallest(errors, len(kept)))
+                kept.copy_(smallest(sums[str(stride)], len(kept)))
 
-        return StatisticsPhase("selection", state, observe, conclude, synthesizer, Steps(self.config.selection_steps))
+        duration = Steps(self.config.selection_steps)
+        return StatisticsPhase("selection", empty_sums, observe, conclude, synthesizer, duration)
+
+    def _synthesizer(self, textures: TextureSource) -> TextureSynthesizer:
+        """Puts an anomaly into every image: an augmented texture, or a part of a generated picture."""
+        foreground = otsu_foreground if self.config.foreground else None
+        if self._generated is None:
+            return TextureSynthesizer(textures, augment=True, eight_bit=True, foreground=foreground)
+        return TextureSynthesizer(self._generated, opacity=(0.5, 1.0), eight_bit=True, foreground=foreground)
+
+    @cached_property
+    def _generated(self) -> FolderTextures | None:
+        """The pictures in `sdas_dir`; read once, since every content is hashed for the record."""
+        return None if self.config.sdas_dir is None else FolderTextures(self.config.sdas_dir)
 
 
 def selection_error(normal: Tensor, altered: Tensor, mask: Tensor) -> Tensor:
@@ -296,7 +320,7 @@ class Discriminator(nn.Module):
         for unit in self.units:
             residuals = residuals + unit(residuals)
         features = self.narrow(residuals)
-        with full_precision(features):  # two logits that differ in the fourth digit are one in bf16
+        with full_precision(features):  # bf16 would round close logits to the same value
             return self.head(features.float())
 
 
@@ -306,53 +330,61 @@ class UNet(nn.Module):
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.enter = nn.Conv2d(channels, width, 3, padding=1)
-        self.down, skips, given = nn.ModuleList(), [width], width
+        self.down, skips, in_channels = nn.ModuleList(), [width], width
         for level in range(3):
-            made = width << level
+            out_channels = width << level
             for _ in range(2):
-                self.down.append(_block(given, made, attends=level > 0))
-                skips.append(made)
-                given = made
+                self.down.append(_block(in_channels, out_channels, attends=level > 0))
+                skips.append(out_channels)
+                in_channels = out_channels
             if level < 2:
-                self.down.append(ResidualBlock(given, given, nn.AvgPool2d(2), nn.AvgPool2d(2)))
-                skips.append(given)
-        self.middle = nn.Sequential(ResidualBlock(given, given), Attention(given), ResidualBlock(given, given))
+                self.down.append(ResidualBlock(in_channels, in_channels, nn.AvgPool2d(2), nn.AvgPool2d(2)))
+                skips.append(in_channels)
+        self.middle = nn.Sequential(
+            ResidualBlock(in_channels, in_channels), Attention(in_channels), ResidualBlock(in_channels, in_channels)
+        )
         self.up = nn.ModuleList()
         for level in (2, 1, 0):
-            made = width << level
+            out_channels = width << level
             for last in (False, False, level > 0):
-                block: list[nn.Module] = [_block(given + skips.pop(), made, attends=level > 0)]
+                block: list[nn.Module] = [_block(in_channels + skips.pop(), out_channels, attends=level > 0)]
                 if last:
-                    block.append(ResidualBlock(made, made, _doubled(made), _doubled(made)))
+                    block.append(
+                        ResidualBlock(out_channels, out_channels, _doubled(out_channels), _doubled(out_channels))
+                    )
                 self.up.append(nn.Sequential(*block))
-                given = made
-        self.leave = nn.Sequential(_norm(given), nn.SiLU(), nn.Conv2d(given, channels, 3, padding=1))
+                in_channels = out_channels
+        self.leave = nn.Sequential(_norm(in_channels), nn.SiLU(), nn.Conv2d(in_channels, channels, 3, padding=1))
         _zero(self.leave[-1])
 
     def forward(self, features: Tensor) -> Tensor:
-        made = self.enter(features)
-        skips = [made]
+        features = self.enter(features)
+        skips = [features]
         for block in self.down:
-            made = block(made)
-            skips.append(made)
-        made = self.middle(made)
+            features = block(features)
+            skips.append(features)
+        features = self.middle(features)
         for block in self.up:
-            made = block(torch.cat([made, skips.pop()], dim=1))
-        return self.leave(made)
+            features = block(torch.cat([features, skips.pop()], dim=1))
+        return self.leave(features)
 
 
 class ResidualBlock(nn.Module):
     """GroupNorm, SiLU, 3×3, beside a 1×1 where the channels change; both paths resampled behind the SiLU if asked."""
 
     def __init__(
-        self, given: int, made: int, resample: nn.Module | None = None, resample_shortcut: nn.Module | None = None
+        self,
+        in_channels: int,
+        out_channels: int,
+        resample: nn.Module | None = None,
+        resample_shortcut: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.branch = nn.Sequential(
-            _norm(given), nn.SiLU(), resample or nn.Identity(), nn.Conv2d(given, made, 3, padding=1)
+            _norm(in_channels), nn.SiLU(), resample or nn.Identity(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
         )
         self.resample_shortcut = resample_shortcut or nn.Identity()
-        self.shortcut = nn.Identity() if given == made else nn.Conv2d(given, made, 1)
+        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.shortcut(self.resample_shortcut(features)) + self.branch(features)
@@ -372,12 +404,14 @@ class Attention(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         size = features.shape[-2:]
         heads = self.project(self.norm(features)).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(3, 4)
-        made = F.scaled_dot_product_attention(*heads.unbind(1))
-        return features + self.merge(made.transpose(2, 3).flatten(1, 2).unflatten(2, size))
+        attended = F.scaled_dot_product_attention(*heads.unbind(1))
+        return features + self.merge(attended.transpose(2, 3).flatten(1, 2).unflatten(2, size))
 
 
-def _block(given: int, made: int, attends: bool) -> nn.Sequential:
-    return nn.Sequential(ResidualBlock(given, made), Attention(made) if attends else nn.Identity())
+def _block(in_channels: int, out_channels: int, attends: bool) -> nn.Sequential:
+    return nn.Sequential(
+        ResidualBlock(in_channels, out_channels), Attention(out_channels) if attends else nn.Identity()
+    )
 
 
 def _doubled(channels: int) -> nn.ConvTranspose2d:

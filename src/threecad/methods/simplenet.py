@@ -12,7 +12,7 @@ How it works
        smoothed they are the map.
 
 Where each equation is
-    (1-4) local features `PatchFeatures` · (5) G `SimpleNet.adaptor` · (6) noise `SimpleNet.losses` · (7) D
+    (1-4) local features `nets.patches.PatchFeatures` · (5) G `SimpleNet.adaptor` · (6) noise `SimpleNet.losses` · (7) D
     `discriminator` · (8, 9) `truncated_loss` · (10, 11) scores `SimpleNet.forward`
 
 Differences
@@ -20,18 +20,20 @@ Differences
       - The last epoch counts. The code tests after every fourth and keeps the epoch with the best image AUROC on the
         test set, which is known to lift its numbers: training is unstable, and the last epoch may lie well below.
       - Images are resized to 288×288 and not cropped; the code crops 288 out of 329 and loses the border's defects.
+      - Masks are compared at `evaluation.size`, one rule for all methods; there at 288 px, where a bilinearly resized
+        mask is exactly 1.
       - Vectors are pooled before they are brought to the finer grid, not after: both are linear, along different axes.
       - Maps are not rescaled over the test set, and P-PRO compares masks that are not dilated.
       - Backbones with fewer than 1536 values in a neighbourhood keep them all; nothing is repeated to fill up.
     ours, off in the `paper` preset
       - `standardised`: 0.015 is a noise for the features of WRN-50-2. Other backbones have other scales; those of
-        EfficientNet-Lite0 are signed, with a spread of 4 to 7, beside which it would vanish. One look at the good
-        images beforehand finds mean and spread of each value, and `noise` counts in spreads.
+        EfficientNet-Lite0 are signed, with a spread of 4 to 7, beside which it would vanish. A statistics phase
+        beforehand finds mean and spread of each value on the good images, and `noise` counts in spreads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -41,14 +43,14 @@ from torch import Tensor, nn
 from threecad.detector import Detector, Epochs, GradientPhase, Phase, Preset
 from threecad.methods import METHODS
 from threecad.nets.maps import GaussianBlur, full_precision, upsample
+from threecad.nets.patches import PatchFeatures
 from threecad.nets.pyramid import Pyramid
 from threecad.nets.standardisation import Standardisation
 from threecad.records import Batch, Prediction
-from threecad.settings import BackboneConfig
+from threecad.settings import BackboneConfig, Size
 from threecad.shared_phases import standardisation_phase
 from threecad.synthesis import TextureSource
 
-PATCH = 3  # side of a neighbourhood, in features
 MOST_VALUES = 1536  # of a vector
 HIDDEN = 1024  # of the discriminator
 MARGIN = 0.5
@@ -59,7 +61,7 @@ class SimpleNetConfig(BackboneConfig):
 
     grid = 16
 
-    image_size: tuple[int, int] = (288, 288)
+    image_size: Size = (288, 288)
     """Height and width in pixels that images are resized to; one number means a square."""
 
     noise: float = Field(default=0.015, gt=0)
@@ -105,7 +107,7 @@ class SimpleNet(Detector):
 
     def __init__(self, config: SimpleNetConfig) -> None:
         super().__init__(config)
-        self.patches = PatchFeatures(Pyramid(config.backbone, config.weights, strides=(8, 16)))
+        self.patches = PatchFeatures(Pyramid(config.backbone, config.weights, strides=(8, 16)), MOST_VALUES)
         values = self.patches.values
         self.adaptor = nn.Linear(values, values)
         self.discriminator = discriminator(values)
@@ -113,17 +115,17 @@ class SimpleNet(Detector):
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_normal_(layer.weight)
         self.standardise = Standardisation(values)
-        self.smooth = GaussianBlur(config.sigma_px)
+        self.smooth = GaussianBlur(config.sigma_px, config.image_size)
 
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = -D(G(patch)), upsampled and smoothed; score = the highest patch, before either."""
         vectors = self._describe(image)
-        patch_scores = -self.discriminator(self.adaptor(vectors.flatten(0, 2))).float().view(vectors.shape[:3])
+        patch_scores = -self._discriminate(self.adaptor(vectors.flatten(0, 2))).view(vectors.shape[:3])
         anomaly_map = self.smooth(upsample(patch_scores.unsqueeze(1), image.shape[-2:], align_corners=False))
         return Prediction(anomaly_map, patch_scores.amax(dim=(1, 2)))
 
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
-        """Adaptor and discriminator together; before, where vectors are standardised, one look at the good parts."""
+        """Adaptor and discriminator together; before, where vectors are standardised, a statistics phase."""
         if self.config.standardised:
             yield standardisation_phase([self.standardise], lambda image: [self.patches(image)])
         yield GradientPhase(
@@ -141,9 +143,14 @@ class SimpleNet(Detector):
         """The truncated L1 loss of eq. (9), good and noisy vectors apart; one BatchNorm sees both."""
         good = self.adaptor(self._describe(batch.image).flatten(0, 2)).float()
         noisy = good + self.config.noise * torch.randn_like(good)
-        outputs = self.discriminator(torch.cat([good, noisy])).float()
+        outputs = self._discriminate(torch.cat([good, noisy]))
         good_loss, noisy_loss = truncated_loss(*outputs.chunk(2))
         return {"good": good_loss, "noisy": noisy_loss}
+
+    def _discriminate(self, adapted: Tensor) -> Tensor:
+        """D's outputs (N, 1) of adapted vectors (N, D); in bf16 the noise would be lost in the rounding."""
+        with full_precision(adapted):
+            return self.discriminator(adapted.float())
 
     def _describe(self, image: Tensor) -> Tensor:
         """Vectors (B, H/8, W/8, D) of the patches."""
@@ -160,41 +167,3 @@ def discriminator(values: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(values, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.LeakyReLU(0.2), nn.Linear(HIDDEN, 1, bias=False)
     )
-
-
-class PatchFeatures(nn.Module):
-    """One vector a patch of the finest grid: neighbourhoods of both scales, pooled to at most 1536 values (eqs. 1-4).
-
-    Attributes:
-        values: D, length of a vector. The first half comes from the finer scale where both fill their 1536.
-    """
-
-    def __init__(self, pyramid: Pyramid) -> None:
-        super().__init__()
-        self.pyramid = pyramid
-        self.scale_values = [min(MOST_VALUES, channels * PATCH**2) for channels in pyramid.channels]
-        self.values = min(MOST_VALUES, sum(self.scale_values))
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, H/8, W/8, D) of images (B, 3, H, W)."""
-        features = self.pyramid(image)
-        with full_precision(image):
-            return self.pool(features)
-
-    def pool(self, features: Sequence[Tensor]) -> Tensor:
-        """(B, H/8, W/8, D) of features [(B, C_i, H/s_i, W/s_i)]."""
-        size = features[0].shape[-2:]
-        pooled = []
-        for scale, values in zip(features, self.scale_values, strict=True):
-            neighbourhoods = F.unfold(scale, PATCH, padding=PATCH // 2)  # (B, C·9, positions), a channel's 9 together
-            vectors = average(neighbourhoods, values).unflatten(2, scale.shape[-2:])
-            pooled.append(vectors if scale.shape[-2:] == size else upsample(vectors, size, align_corners=False))
-        return average(torch.cat(pooled, dim=1).flatten(2), self.values).transpose(1, 2).unflatten(1, size)
-
-
-def average(vectors: Tensor, values: int) -> Tensor:
-    """Adaptive average pooling along a vector's values: (B, V, positions) -> (B, values, positions)."""
-    given = vectors.shape[1]
-    if given % values:
-        return F.adaptive_avg_pool1d(vectors.transpose(1, 2), values).transpose(1, 2)
-    return vectors if given == values else vectors.unflatten(1, (values, given // values)).mean(dim=2)

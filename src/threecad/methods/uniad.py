@@ -21,13 +21,16 @@ Differences
         one layer and shifts the features at stride 8 and coarser by 4 pixels of the image.
       - 64 images a step, as on the official 8 GPUs of 8; its README finds 8 images on one GPU a little better
         (97.6 against 96.7 image AUROC on MVTec-AD).
-      - The last epoch is kept, not the best on the test set; an AUROC below 0.5 is not turned around; image labels come
-        from folders.
+      - The last epoch is kept, not the best on the test set; an AUROC below 0.5 is not turned around.
+      - Masks are compared at `evaluation.size`, one rule for all methods; there at 224 px.
+      - Image labels come from folders.
       - Other sizes than 224×224 get their own grid of tokens; the window stays 7×7.
+    kept from the official code
+      - The rate falls after 801 of 1000 epochs: its schedule is stepped after the epoch.
     ours, off in the `paper` preset
-      - `standardised`: features of EfficientNet-Lite0 have spreads of 3 to 8; the steps that the last layer needs to
-        reach that scale are lacking elsewhere. One look at the good images beforehand brings each channel to mean 0
-        and spread 1.
+      - `standardised`: features of EfficientNet-Lite0 have spreads of 3 to 8, and a short budget of steps would be
+        spent on learning that scale. A statistics phase beforehand brings each channel to mean 0 and spread 1 over the
+        good images.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from threecad.detector import Detector, Epochs, GradientPhase, Phase, Preset
@@ -48,7 +51,7 @@ from threecad.nets.pyramid import Pyramid
 from threecad.nets.standardisation import Standardisation
 from threecad.records import Batch, Prediction
 from threecad.schedules import milestones
-from threecad.settings import BackboneConfig
+from threecad.settings import AUTO, BackboneConfig, Size
 from threecad.shared_phases import standardisation_phase
 from threecad.synthesis import TextureSource
 
@@ -62,46 +65,57 @@ class UniADConfig(BackboneConfig):
 
     grid = 16
 
-    image_size: tuple[int, int] = (224, 224)
+    image_size: Size = (224, 224)
     """Height and width in pixels that images are resized to; one number means a square."""
 
     backbone: str = "tf_efficientnet_b4.aa_in1k"
     """Full timm tag, or `embedded` for the EfficientNet-Lite0 whose ImageNet weights come with the installation."""
 
-    width: int = 256
-    """Channels of a token inside the transformer."""
+    width: int = Field(default=256, ge=2)
+    """Channels of a token inside the transformer; even, and a multiple of `heads`."""
 
-    heads: int = 8
+    heads: int = Field(default=8, ge=1)
     """Heads of every attention."""
 
-    hidden: int = 1024
+    hidden: int = Field(default=1024, ge=1)
     """Channels inside the feed-forward part of a layer."""
 
-    layers: int = 4
+    layers: int = Field(default=4, ge=1)
     """Layers of the encoder, and of the decoder."""
 
-    dropout: float = 0.1
+    dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of activations dropped in training."""
 
-    window: int = 7
-    """Side, in tokens, of the neighbourhood that a token may not attend to."""
+    window: int = Field(default=7, ge=1)
+    """Side, in tokens, of the neighbourhood that a token may not attend to; odd, with the token in its middle."""
 
-    jitter: float = 20.0
+    jitter: float = Field(default=20.0, ge=0)
     """Strength of the noise on the tokens in training."""
 
     standardised: bool = False
     """Bring each channel to mean 0 and spread 1 over the good parts first (ours, not the paper's)."""
 
-    learning_rate: float = 1e-4
+    learning_rate: float = Field(default=1e-4, gt=0)
     """Rate of AdamW at the schedule's 1."""
 
-    epochs: int = 1000
+    epochs: int = Field(default=1000, ge=1)
     """Passes over the good images of all categories."""
 
     @model_validator(mode="after")
-    def _somewhere_to_look(self) -> Self:
+    def _shared_by_heads_and_axes(self) -> Self:
+        if self.width % self.heads or self.width % 2:
+            raise ValueError(
+                f"expected an even method.width that is a multiple of method.heads, "
+                f"found width {self.width} and heads {self.heads}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _somewhere_to_attend(self) -> Self:
+        if self.window % 2 == 0:
+            raise ValueError(f"expected an odd method.window, found {self.window}; take {self.window + 1}")
         height, width = (side // STRIDES[-1] for side in self.image_size)
-        if max(height, width) <= self.window:
+        if self.image_size != AUTO and max(height, width) <= self.window:
             raise ValueError(
                 f"expected more tokens along a side than the {self.window} of the window, found {height}×{width}; "
                 f"take an image_size of {(self.window + 1) * STRIDES[-1]} px or more, or a smaller method.window"
@@ -150,7 +164,7 @@ class UniAD(Detector):
         return Prediction(anomaly_map, F.avg_pool2d(anomaly_map, POOL_PX, stride=1).amax(dim=(1, 2, 3)))
 
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
-        """One phase of AdamW; before, where features are standardised, one look at the good parts."""
+        """One phase of AdamW; before, where features are standardised, a statistics phase."""
         if self.config.standardised:
             yield standardisation_phase([self.standardise], lambda image: [self._tokens(image)])
         yield GradientPhase(
@@ -161,7 +175,7 @@ class UniAD(Detector):
                 torch.optim.AdamW(self.transformer.parameters(), lr=self.config.learning_rate, weight_decay=1e-4)
             ],
             duration=Epochs(self.config.epochs),
-            schedule=milestones((0.8,), 0.1),
+            schedule=milestones((0.801,), 0.1),
             clip_norm=0.1,
         )
 
@@ -269,7 +283,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """The layer's own learnt queries look at the encoder's tokens, then at those of the layer before."""
+    """The layer's own learnt queries attend to the encoder's tokens, then to those of the layer before."""
 
     def __init__(self, config: UniADConfig, tokens: int) -> None:
         super().__init__()
@@ -280,9 +294,9 @@ class DecoderLayer(nn.Module):
 
     def forward(self, previous: Tensor, encoded: Tensor, position: Tensor, mask: Tensor) -> Tensor:
         queries = self.queries.expand_as(encoded)
-        made = self.to_encoder(queries, queries + position, encoded + position, encoded, mask)
-        made = self.to_previous(made, made + position, previous + position, previous, mask)
-        return self.feed_forward(made)
+        tokens = self.to_encoder(queries, queries + position, encoded + position, encoded, mask)
+        tokens = self.to_previous(tokens, tokens + position, previous + position, previous, mask)
+        return self.feed_forward(tokens)
 
 
 class Attention(nn.Module):
@@ -305,9 +319,9 @@ class Attention(nn.Module):
             for tokens, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
         dropout = self.dropout if self.training else 0.0
-        made = F.scaled_dot_product_attention(query, key, value, mask.to(query.dtype), dropout_p=dropout)
-        made = self.merge(made.transpose(1, 2).flatten(2))
-        return self.norm(residual + F.dropout(made, self.dropout, self.training))
+        attended = F.scaled_dot_product_attention(query, key, value, mask.to(query.dtype), dropout_p=dropout)
+        merged = self.merge(attended.transpose(1, 2).flatten(2))
+        return self.norm(residual + F.dropout(merged, self.dropout, self.training))
 
 
 class FeedForward(nn.Module):

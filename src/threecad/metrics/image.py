@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from threecad.errors import MetricError
+from threecad.metrics.reading import as_array
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ def image_scores(scores: ArrayLike, labels: ArrayLike) -> ImageScores:
     Raises:
         MetricError: other shapes, labels other than 0 and 1, a score that is not finite, or images of one class only.
     """
-    values, truth = np.asarray(scores), np.asarray(labels)
+    values, truth = as_array(scores), as_array(labels)
     if values.ndim != 1 or values.shape != truth.shape:
         raise MetricError(f"expected as many scores (N,) as labels (N,), found {values.shape} and {truth.shape}")
     if values.dtype.kind not in "biuf":

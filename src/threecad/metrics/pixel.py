@@ -21,7 +21,7 @@ from threecad.errors import MetricError
 from threecad.metrics.image import Ranking
 from threecad.metrics.reading import as_map, as_mask, copied, pairs, release_pages, require_reiterable
 from threecad.regions import label_regions
-from threecad.threads import ordered
+from threecad.threads import ordered, thread_count
 
 PRO_LIMIT = 0.3
 """False-positive rate up to which PRO counts."""
@@ -54,7 +54,7 @@ def pixel_scores(
     masks: Iterable[Any],
     *,
     left_out_of_pro: Sequence[bool] | None = None,
-    threads: int = 2,
+    threads: int | None = None,
 ) -> PixelScores:
     """Pixel AUROC, AP, F1-max and both P-PROs of raw anomaly `maps` against `masks`, one of each an image.
 
@@ -85,6 +85,7 @@ def pixel_scores(
     """
     require_reiterable(maps, "maps")
     require_reiterable(masks, "masks")
+    threads = threads or thread_count()
     survey = _survey(maps, masks, threads)
     left_out = _checked_flags(left_out_of_pro, survey)
     if not survey.defects:

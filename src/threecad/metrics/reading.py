@@ -34,9 +34,17 @@ def pairs(maps: Iterable[Any], masks: Iterable[Any]) -> Iterator[tuple[Any, Any]
         yield anomaly_map, mask
 
 
+def as_array(given: Any) -> np.ndarray:
+    """Numbers of whatever kind as an array: also a tensor with a gradient, on another device, or in bfloat16."""
+    if hasattr(given, "detach"):
+        given = given.detach().cpu()
+        given = given.float() if "bfloat16" in str(given.dtype) else given
+    return np.asarray(given)
+
+
 def as_map(index: int, given: Any) -> np.ndarray:
     """The map as an array (H, W) of numbers; raises MetricError for anything else."""
-    anomaly_map = np.asarray(given)
+    anomaly_map = as_array(given)
     if anomaly_map.ndim != 2 or not anomaly_map.size or anomaly_map.dtype.kind not in "biuf":
         raise MetricError(f"expected a map (H, W) of numbers, found {_described(anomaly_map)} at image {index}")
     return anomaly_map
@@ -44,7 +52,7 @@ def as_map(index: int, given: Any) -> np.ndarray:
 
 def as_mask(index: int, given: Any) -> np.ndarray:
     """The mask (H, W) as a bool array of its own."""
-    mask = np.asarray(given)
+    mask = as_array(given)
     if mask.ndim != 2 or mask.dtype.kind not in "biuf":
         raise MetricError(f"expected a mask (H, W) of bool, 0/1 or 0/255, found {_described(mask)} at image {index}")
     if mask.dtype.kind in "if" and not (mask >= 0).all():

@@ -1,19 +1,29 @@
-"""Distances between pyramids in units of their spread (ours, not the paper's; CFRG's option).
+"""Distances in units of how much they vary where nothing is wrong (ours, not the paper's; an option of CFRG).
 
-1 - cos of two unit vectors is half the squared length of their difference. Here that difference is whitened by its mean
-and covariance at each position before its length M is taken; M² is about its number of channels where nothing is
-wrong. Two things are measured, against two kinds of parts:
+CFRG finds defects by how far recovered and student features lie from the teacher's. Some distance remains on good parts
+too, more at some positions than at others. Here every position has a mean μ and a covariance Σ of the difference d
+between two unit feature vectors, and the distance is that of Mahalanobis, M = sqrt((d - μ)^T Σ^-1 (d - μ)). Where
+nothing is wrong, M² is about the number of channels. There are two such distances:
 
-- fine: how the recovered features differ from the teacher's, at each scale, against good parts;
-- coarse: how all other pyramids differ from the teacher's at the coarsest scale, taken together, against altered parts
-  where they are *not* altered. An anomaly upsets the features around it too, by what the networks see of it from there;
-  on good parts that never happens, so that a spread learnt from them takes the surroundings for defects.
+- The fine distance compares the recovered features with the teacher's, at every scale. Its μ and Σ are those of good
+  parts.
+- The coarse distance compares the features of all branches with the teacher's, at the coarsest scale. Receptive fields
+  reach beyond a defect, so features beside it change too. Good parts never show this, and a Gaussian fitted on them
+  would mark a halo around each defect. This one is therefore fitted on synthetically altered parts, at the positions
+  that are not altered.
+
+Map and score are then
+
+    map   = mask · fine distance + 0.3 · coarse distance
+    score = z(largest distance at the coarsest scale) + z(largest value of mask · fine distance) / 3
+
+with the segmented mask, everything smoothed, and z(x) = (x - mean) / standard deviation of x over good parts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,126 +37,129 @@ from threecad.nets.sums import joined, of_part
 from threecad.records import Prediction
 
 COARSE_WEIGHT = 0.3
-"""The coarse distance's weight in the map; 0.1 to 0.6 do nearly alike on the images of `docs/results.md`."""
+"""Weight of the coarse distance in the map. Values from 0.1 to 0.6 gave nearly equal results in `docs/results.md`."""
 
 SEGMENTED_WEIGHT = 1 / 3
-"""The weight in the score of what is segmented; chosen on the images of `docs/results.md` and of two more sets."""
+"""Weight of the segmented peak in the score. Chosen on the images of `docs/results.md` and of two more sets."""
 
-SHARED = 0.1
-"""Share of the coarse covariances that all positions have in common: a place may be altered nearly every time."""
+SHARED_COVARIANCE = 0.1
+"""Share of every coarse Σ that is the covariance of all positions together: some positions are nearly always altered,
+so that they have few samples of their own."""
 
 MOST_CHANNELS = 128
-"""Most channels of a scale that are looked at."""
+"""Most channels of a scale that a distance uses. A Σ of 1,024 channels at each position would take 1 GB."""
+
+
+class Comparison(NamedTuple):
+    """What a calibration compares: the features of one batch of images, and the mask segmented from them."""
+
+    teacher: Sequence[Tensor]  # [(B, C_i, H_i, W_i)], fine to coarse
+    recovered: Sequence[Tensor]  # likewise: what should equal the teacher's features at every scale
+    coarsest: Sequence[Tensor]  # one (B, C_3, H_3, W_3) a branch: what should equal the teacher's coarsest features
+    mask: Tensor  # (B, 1, H, W) in [0, 1]
 
 
 class Calibration(nn.Module):
-    """Map and score from pyramids that should equal the teacher's, and a segmented mask.
+    """Map and score from a `Comparison`, in units of what is usual.
 
     Args:
-        teacher: the pyramid that the others are compared with.
-        others: how many others there are.
-        smooth: filter of map and score.
+        teacher: the network whose features the others are compared with.
+        branches: how many features `Comparison.coarsest` holds.
+        smooth: filter of the distances' maps.
         image_size: height and width of the images.
     """
 
-    def __init__(self, teacher: Pyramid, others: int, smooth: GaussianBlur, image_size: Sequence[int]) -> None:
+    def __init__(self, teacher: Pyramid, branches: int, smooth: GaussianBlur, image_size: Sequence[int]) -> None:
         super().__init__()
         self.smooth = smooth
         height, width = image_size
         positions = [(height // stride) * (width // stride) for stride in teacher.strides]
-        kept = [len(range(0, channels, _thinning(channels))) for channels in teacher.channels]
-        self.scales = nn.ModuleList(PositionGaussians(*shape) for shape in zip(positions, kept, strict=True))
-        self.coarse = PositionGaussians(positions[-1], others * kept[-1])
-        self.standardise = Standardisation(2)
+        used = [len(range(0, channels, _channel_step(channels))) for channels in teacher.channels]
+        self.fine = nn.ModuleList(PositionGaussians(*shape) for shape in zip(positions, used, strict=True))
+        self.coarse = PositionGaussians(positions[-1], branches * used[-1])
+        self.standardise = Standardisation(2, least_share=0.0)  # the two peaks have different units
 
-    def forward(self, teacher: Sequence[Tensor], others: Sequence[Sequence[Tensor]], mask: Tensor) -> Prediction:
-        """Map and score: the first peak of `measure` and a third of the second, in spreads above good parts' own.
-
-        Args:
-            mask: the segmented mask, (B, 1, H, W) in [0, 1].
-        """
-        anomaly_map, peaks = self.measure(teacher, others, mask)
+    def forward(self, comparison: Comparison) -> Prediction:
+        """anomaly_map and score as in the file's head."""
+        anomaly_map, peaks = self.measure(comparison)
         unusual, segmented = self.standardise(peaks).unbind(dim=1)
         return Prediction(anomaly_map, unusual + SEGMENTED_WEIGHT * segmented)
 
-    def measure(
-        self, teacher: Sequence[Tensor], others: Sequence[Sequence[Tensor]], mask: Tensor, seen: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Map D · mask + 0.3 · C, and the peaks (B, 2) of M_3 / sqrt(C_3) and of D · mask, all smoothed.
+    def measure(self, comparison: Comparison, leave_out: bool = False) -> tuple[Tensor, Tensor]:
+        """The map (B, 1, H, W), and the two peaks (B, 2) that the score adds.
 
-        D = sqrt(Σ_i M_i² / Σ_i C_i) over the scales i of the first of the others; C likewise, of all of them at the
-        coarsest scale. D · mask has sharp edges; C finds what the mask misses, without a halo. Of the peaks, the first
-        tells parts apart where good ones look alike, the second where they do not and defects do.
+        The mask gives the map sharp edges; the coarse distance finds what the mask misses. The first peak ranks parts
+        best where good ones look alike, the second where they differ and defects stand out.
 
         Args:
-            seen: whether the spreads of M_i come from these very parts; each is then measured as if it had been left
-                out. Parts that were learnt from would else look far more alike than the next good one.
+            comparison: of the images to be judged.
+            leave_out: whether the fine Gaussians were fitted on these very parts. Each is then measured as if it had
+                been left out of the fit: parts that were learnt from would otherwise look more usual than new ones.
         """
+        teacher, recovered, coarsest, mask = comparison
+        gaussians = self._fine()
         squares = []
-        for features, recovered, gaussians in zip(teacher, others[0], self._scales(), strict=True):
-            distances = gaussians(_differences(features, recovered))
-            distances = gaussians.left_out(distances) if seen else distances
-            squares.append(_as_map(distances.square(), features, mask))
-        dimensions = [gaussians.mean.shape[1] for gaussians in self._scales()]
-        unusual = self.smooth((squares[-1] / dimensions[-1]).sqrt())
-        segmented = self.smooth((torch.stack(squares).sum(dim=0) / sum(dimensions)).sqrt() * mask)
-        coarse = _as_map(self.coarse(_coarse_differences(teacher, others)).square(), teacher[-1], mask)
-        coarse = self.smooth((coarse / self.coarse.mean.shape[1]).sqrt())
+        for scale, features, others in zip(gaussians, teacher, recovered, strict=True):
+            distance = scale(_differences(features, others))
+            distance = scale.left_out(distance) if leave_out else distance
+            squares.append(_as_map(distance.square(), features, mask))
+        channels = [scale.mean.shape[1] for scale in gaussians]
+        unusual = self.smooth((squares[-1] / channels[-1]).sqrt())
+        fine = (torch.stack(squares).sum(dim=0) / sum(channels)).sqrt()
+        segmented = self.smooth(fine * mask)
+        squared = self.coarse(_coarse_differences(teacher, coarsest)).square()
+        coarse = self.smooth((_as_map(squared, teacher[-1], mask) / self.coarse.mean.shape[1]).sqrt())
         peaks = torch.cat([unusual, segmented], dim=1).amax(dim=(2, 3))
         return segmented + COARSE_WEIGHT * coarse, peaks
 
-    def empty_sums(self) -> dict[str, Tensor]:
-        """Sums of all scales over no good parts, by "scale name"."""
-        return joined(scale.empty_sums() for scale in self._scales())
+    def empty_fine_sums(self) -> dict[str, Tensor]:
+        """Sums for the fine Gaussians over no parts."""
+        return joined(scale.empty_sums() for scale in self._fine())
 
-    def add(self, sums: Mapping[str, Tensor], teacher: Sequence[Tensor], recovered: Sequence[Tensor]) -> None:
-        """Add the differences on a batch of good parts to the sums, in place."""
-        for i, (features, others) in enumerate(zip(teacher, recovered, strict=True)):
+    def add_fine(self, sums: Mapping[str, Tensor], comparison: Comparison) -> None:
+        """Add the differences on good parts to the sums, in place."""
+        for i, (features, others) in enumerate(zip(comparison.teacher, comparison.recovered, strict=True)):
             PositionGaussians.add(of_part(sums, i), _differences(features, others))
 
-    def conclude(self, sums: Mapping[str, Tensor], ridge: float) -> None:
-        """Means and whitening factors of all scales from the sums."""
-        for i, scale in enumerate(self._scales()):
+    def conclude_fine(self, sums: Mapping[str, Tensor], ridge: float) -> None:
+        """Fit the fine Gaussians to the sums; `ridge` is the share of the mean variance added to each variance."""
+        for i, scale in enumerate(self._fine()):
             scale.conclude(of_part(sums, i), ridge, relative=True)
 
-    @staticmethod
-    def add_surroundings(
-        sums: Mapping[str, Tensor], teacher: Sequence[Tensor], others: Sequence[Sequence[Tensor]], mask: Tensor
-    ) -> None:
-        """Add the coarse differences on a batch of altered parts to the sums, in place, where nothing is altered.
+    def empty_coarse_sums(self) -> dict[str, Tensor]:
+        """Sums for the coarse Gaussians over no parts."""
+        return self.coarse.empty_sums()
 
-        Args:
-            sums: those of `coarse`.
-            mask: G, (B, 1, H, W) of 0 and 1: where the parts are altered.
-        """
-        altered = F.adaptive_max_pool2d(mask, teacher[-1].shape[-2:]).flatten(1).T
-        PositionGaussians.add(sums, _coarse_differences(teacher, others), altered == 0)
+    def add_coarse(self, sums: Mapping[str, Tensor], comparison: Comparison, altered: Tensor) -> None:
+        """Add the differences on altered parts to the sums, in place, where they are not `altered` (B, 1, H, W)."""
+        counted = F.adaptive_max_pool2d(altered, comparison.teacher[-1].shape[-2:]).flatten(1).T == 0
+        PositionGaussians.add(sums, _coarse_differences(comparison.teacher, comparison.coarsest), counted)
 
-    def conclude_surroundings(self, sums: Mapping[str, Tensor], ridge: float) -> None:
-        """Mean and whitening factors of the coarse distance from the sums."""
-        self.coarse.conclude(sums, ridge, relative=True, shared=SHARED)
+    def conclude_coarse(self, sums: Mapping[str, Tensor], ridge: float) -> None:
+        """Fit the coarse Gaussians to the sums; `ridge` as in `conclude_fine`."""
+        self.coarse.conclude(sums, ridge, relative=True, shared=SHARED_COVARIANCE)
 
-    def _scales(self) -> list[PositionGaussians]:
-        return cast("list[PositionGaussians]", list(self.scales))
+    def _fine(self) -> list[PositionGaussians]:
+        return cast("list[PositionGaussians]", list(self.fine))
+
+
+def _differences(features: Tensor, others: Tensor) -> Tensor:
+    """Differences (H·W, B, D) of the unit vectors of two features (B, C, H, W), at D evenly spaced channels."""
+    with full_precision(features):
+        difference = F.normalize(features.float(), dim=1) - F.normalize(others.float(), dim=1)
+        return difference[:, :: _channel_step(features.shape[1])].flatten(2).permute(2, 0, 1)
+
+
+def _coarse_differences(teacher: Sequence[Tensor], coarsest: Sequence[Tensor]) -> Tensor:
+    """Differences (P, B, branches · D) of every branch from the teacher at the coarsest scale."""
+    return torch.cat([_differences(teacher[-1], branch) for branch in coarsest], dim=2)
+
+
+def _channel_step(channels: int) -> int:
+    """The step between channels with which at most `MOST_CHANNELS` of them are used."""
+    return -(-channels // MOST_CHANNELS)
 
 
 def _as_map(values: Tensor, features: Tensor, mask: Tensor) -> Tensor:
     """Values (B, P) at the positions of `features` as a map (B, 1, H, W) of the mask's size."""
     return upsample(values.view(-1, 1, *features.shape[-2:]), mask.shape[-2:])
-
-
-def _coarse_differences(teacher: Sequence[Tensor], others: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Differences (P, B, others · D) of all others from the teacher at the coarsest scale."""
-    return torch.cat([_differences(teacher[-1], other[-1]) for other in others], dim=2)
-
-
-def _differences(features: Tensor, others: Tensor) -> Tensor:
-    """Differences (H·W, B, D) of two features' unit vectors, thinned out: |difference|² / 2 = 1 - cos."""
-    with full_precision(features):
-        difference = F.normalize(features.float(), dim=1) - F.normalize(others.float(), dim=1)
-        return difference[:, :: _thinning(features.shape[1])].flatten(2).permute(2, 0, 1)
-
-
-def _thinning(channels: int) -> int:
-    """Every how many channels one is calibrated: a covariance of 1,024 channels at each position would be 1 GB."""
-    return -(-channels // MOST_CHANNELS)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from threecad.nets.maps import full_precision
 
-LEAST_VARIANCE = 1e-8  # of features about 1 long: what a single image, or images all alike, are taken to vary by
-LEAST_REST = 1e-4  # of what leaving a vector out divides by, lest rounding makes it 0 where few vectors were seen
-POSITIONS_AT_ONCE = 512  # in closed form: float64 copies of their covariances are what costs memory
+LEAST_VARIANCE = 1e-8  # mean variance assumed for features about 1 long where all images are alike, or there is one
+LEAST_DENOMINATOR = {torch.float32: 1e-4, torch.float64: 1e-7}  # lower bound of the denominator in `left_out`
+POSITIONS_AT_ONCE = 512  # whose Σ are inverted together, in float64
 
 
 class PositionGaussians(nn.Module):
@@ -38,19 +38,25 @@ class PositionGaussians(nn.Module):
         self.register_buffer("count", torch.zeros(positions))
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Mahalanobis distances (B, P) of vectors (P, B, D)."""
-        return mahalanobis(vectors, self.mean, self.factor)
+        """Mahalanobis distances (B, P) of vectors (P, B, D); in float64 where they are, few positions at once."""
+        if vectors.dtype != torch.float64:
+            return mahalanobis(vectors, self.mean, self.factor)
+        chunks = torch.arange(len(self.mean), device=self.mean.device).split(POSITIONS_AT_ONCE)
+        exact = [mahalanobis(vectors[some], self.mean[some].double(), self.factor[some].double()) for some in chunks]
+        return torch.cat(exact, dim=1)
 
     def left_out(self, distances: Tensor) -> Tensor:
         """Distances (B, P) of vectors that the fit has seen, as if each had been left out of it.
 
         Without x, μ moves by (x - μ) / (N - 1) and the scatter loses a matrix of rank one, so that (Sherman and
-        Morrison) M² becomes (N / (N - 1))² M² / (1 - M² N / (N - 1)²); the divisor of Σ stays.
+        Morrison) M² becomes (N / (N - 1))² M² / (1 - M² N / (N - 1)²); the divisor of Σ stays. Where there are fewer
+        vectors than dimensions, the difference is as small as 1 / M²: give distances in float64 there.
         """
-        count = self.count.clamp_min(2)
+        count = self.count.clamp_min(2).to(distances.dtype)
         square = distances.square()
-        rest = (1 - square * count / (count - 1).square()).clamp_min(LEAST_REST)
-        return count / (count - 1) * (square / rest).sqrt()
+        least = LEAST_DENOMINATOR[distances.dtype]
+        denominator = (1 - square * count / (count - 1).square()).clamp_min(least)
+        return count / (count - 1) * (square / denominator).sqrt()
 
     def empty_sums(self) -> dict[str, Tensor]:
         """Sums of no vectors, float64."""
@@ -62,11 +68,11 @@ class PositionGaussians(nn.Module):
         """Add vectors (P, B, D) to the sums, in place; if given, only those `counted`, (P, B) of bool."""
         vectors = vectors.double()
         if counted is None:
-            sums["count"] += vectors.shape[1]
+            sums["count"].add_(vectors.shape[1])
         else:
-            sums["count"] += counted.sum(dim=1)
+            sums["count"].add_(counted.sum(dim=1))
             vectors = vectors * counted.unsqueeze(2)
-        sums["sum"] += vectors.sum(dim=1)
+        sums["sum"].add_(vectors.sum(dim=1))
         sums["product"].baddbmm_(vectors.transpose(1, 2), vectors)
 
     def conclude(self, sums: Mapping[str, Tensor], ridge: float, relative: bool = False, shared: float = 0.0) -> None:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from threecad.errors import SettingsError
+
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
     """A region in which autocast is off, for distances, losses, densities and statistics.
@@ -31,13 +33,26 @@ def upsample(maps: Tensor, size: Sequence[int], align_corners: bool = True) -> T
 
 
 class GaussianBlur(nn.Module):
-    """Separable Gaussian filter of a map (B, 1, H, W); equals scipy's `gaussian_filter` at its defaults."""
+    """Separable Gaussian filter of a map (B, 1, H, W); equals scipy's `gaussian_filter` at its defaults.
+
+    Args:
+        sigma_px: standard deviation.
+        image_size: height and width of the maps.
+
+    Raises:
+        SettingsError: the filter reaches further than the image does.
+    """
 
     kernel: Tensor  # (2 · radius + 1,)
 
-    def __init__(self, sigma_px: float) -> None:
+    def __init__(self, sigma_px: float, image_size: Sequence[int]) -> None:
         super().__init__()
         self.radius = int(4 * sigma_px + 0.5)
+        if self.radius > min(image_size):
+            raise SettingsError(
+                f"setting 'method.sigma_px': expected at most {min(image_size) / 4:g}, a quarter of the shorter side "
+                f"of the image, found {sigma_px:g}"
+            )
         offset = torch.arange(-self.radius, self.radius + 1, dtype=torch.float64)
         kernel = torch.exp(-0.5 * (offset / sigma_px) ** 2)
         self.register_buffer("kernel", (kernel / kernel.sum()).float(), persistent=False)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +14,20 @@ from torch import Tensor, nn
 from threecad.errors import SettingsError, did_you_mean
 from threecad.nets.weights import WeightFile, find_weights, load_into
 
-# Families whose stages end in a ReLU. Others, such as the EfficientNets with linear bottlenecks, have signed features.
-NON_NEGATIVE = ("resnet", "wide_resnet", "resnext", "seresnet", "seresnext", "regnet", "vgg", "densenet")
+NON_NEGATIVE = (
+    r"resnet(10t|14t|18d?|26[dt]?|34d?|50[cdst]?|50_gn|101[cds]?|152[cds]?|200d?)",
+    r"resnet(aa|blur|rs)\d+d?",
+    r"wide_resnet(50|101)_2",
+    r"resnext(50d?|101)_(32|64)x\d+d",
+    r"seresnet(18|34|50t?|101|152d?|200d|269d)",
+    r"seresnext(26[dt]|50|101d?)_(32|64)x\d+d",
+    r"ecaresnet(light|26t|50[dt]|101d|200d|269d)(_pruned)?",
+    r"res2net(50|101)(d|_\d+w_\d+s)",
+    r"regnet[xy]_\d{3,4}(_tv)?",
+    r"vgg(11|13|16|19)(_bn)?",
+)
+"""Families of timm whose stages all end in a ReLU. Every other backbone is taken to have signed features, which costs
+a method little where it is wrong; the reverse would end decoders in a ReLU that cannot reach negative features."""
 
 
 class Pyramid(nn.Module):
@@ -29,14 +44,14 @@ class Pyramid(nn.Module):
     std: Tensor
 
     def __init__(
-        self, backbone: str, weights: str, strides: Sequence[int] = (4, 8, 16), trainable: bool = False
+        self, backbone: str, weights: str | Path, strides: Sequence[int] = (4, 8, 16), trainable: bool = False
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.trainable = trainable
         self.strides = list(strides)
         self.network, self.channels = _feature_network(backbone, self.strides)
-        self.signed = not backbone.startswith(NON_NEGATIVE)
+        self.signed = not has_no_negative_features(backbone)
         self.file: WeightFile | None = find_weights(backbone, weights)
         if self.file is not None:
             load_into(self.network, self.file, backbone)
@@ -55,8 +70,40 @@ class Pyramid(nn.Module):
         return [features.float() for features in self.network((image - self.mean) / self.std)]
 
 
+def has_no_negative_features(backbone: str) -> bool:
+    """Whether the features of this timm backbone are known to leave a ReLU."""
+    architecture = backbone.partition(".")[0]
+    return any(re.fullmatch(family, architecture) for family in NON_NEGATIVE)
+
+
 def _feature_network(backbone: str, strides: Sequence[int]) -> tuple[Any, list[int]]:
     """timm's network cut behind the last of `strides`, and its channels there."""
+    import timm
+
+    reductions = _reductions(backbone)
+    missing = [stride for stride in strides if stride not in reductions]
+    if missing:
+        raise SettingsError(
+            f"backbone '{backbone}': expected features at strides {list(strides)}, found {list(reductions)}"
+        )
+    network: Any = timm.create_model(
+        backbone, pretrained=False, features_only=True, out_indices=[reductions.index(stride) for stride in strides]
+    )
+    last = getattr(network, "_stage_out_idx", None)  # private: timm's EfficientNets keep the stages behind the last
+    if last and hasattr(network, "blocks"):  # feature and compute them; where this attribute is gone, so is the saving
+        network.blocks = network.blocks[: max(last)]
+    published: Any = timm.get_pretrained_cfg(backbone)
+    network.default_cfg = published.to_dict()
+    return network, network.feature_info.channels()
+
+
+@functools.cache
+def _reductions(backbone: str) -> tuple[int, ...]:
+    """Every stride at which timm's network gives features, from a network without memory for its weights.
+
+    Raises:
+        SettingsError: there is no such backbone, or it gives no feature maps.
+    """
     import timm
 
     name, _, tag = backbone.partition(".")
@@ -64,18 +111,8 @@ def _feature_network(backbone: str, strides: Sequence[int]) -> tuple[Any, list[i
         known = timm.list_pretrained(f"{name}*") if timm.is_model(name) else timm.list_models()
         raise SettingsError(f"unknown backbone '{backbone}'{did_you_mean(backbone, known)}")
     try:
-        whole: Any = timm.create_model(backbone, pretrained=False, features_only=True)
-        reductions = whole.feature_info.reduction()
+        with torch.device("meta"):
+            network: Any = timm.create_model(backbone, pretrained=False, features_only=True)
+        return tuple(network.feature_info.reduction())
     except (RuntimeError, AttributeError) as error:
         raise SettingsError(f"backbone '{backbone}' gives no feature maps: {error}") from None
-    missing = [stride for stride in strides if stride not in reductions]
-    if missing:
-        raise SettingsError(f"backbone '{backbone}': expected features at strides {list(strides)}, found {reductions}")
-    network: Any = timm.create_model(
-        backbone, pretrained=False, features_only=True, out_indices=[reductions.index(stride) for stride in strides]
-    )
-    if hasattr(network, "_stage_out_idx"):  # timm's EfficientNets keep, and compute, the stages behind the last feature
-        network.blocks = network.blocks[: max(network._stage_out_idx)]
-    published: Any = timm.get_pretrained_cfg(backbone)
-    network.default_cfg = published.to_dict()
-    return network, network.feature_info.channels()

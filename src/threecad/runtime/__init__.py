@@ -3,16 +3,18 @@
     predictor = threecad.runtime.load("bundle/")
     predictor("part.png").score
 
-The same `Predictor` as of a run: pictures are read, resized and compared by the same code, only the network is another.
+The same `Predictor` as of a run: pictures are read, framed and judged by the same code, only the network is another.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from threecad.predictor import GoodParts, Predictor
+from threecad.framing import MapUnits
+from threecad.predictor import Predictor
 from threecad.runtime.bundle import Bundle, BundleRecord, is_bundle
 from threecad.runtime.networks import open_network
+from threecad.verdicts import read_verdicts
 
 __all__ = ["Bundle", "BundleRecord", "is_bundle", "load"]
 
@@ -32,7 +34,6 @@ def load(folder: Path | str, *, device: str | None = None, precision: str | None
     record = bundle.read_record()
     bundle.refuse_unless_whole(record)
     network = open_network(bundle.path / record.model, record, device, precision)
-    good = {
-        name: GoodParts(record.good_scores.get(name, []), record.good_peaks.get(name, [])) for name in record.categories
-    }
-    return Predictor(network, record.method, good, record.decoding, identity=record.sha256)
+    verdicts, framing = read_verdicts(bundle.path), bundle.read_framing(record)
+    units = {kind: MapUnits(*values) for kind, values in record.map_units.items()}
+    return Predictor(network, record.method, verdicts, record.conditions, framing, units, record.decoding)

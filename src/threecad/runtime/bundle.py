@@ -1,12 +1,14 @@
 """What lies in a bundle, and the record that says what it is.
 
-BUNDLE/bundle.json          method, image size, good parts' scores, versions, and the SHA-256 of every other file
+BUNDLE/bundle.json          method, image size, tiles, conditions, versions, and the SHA-256 of every other file
        detector.onnx        or detector.xml and detector.bin
+       good.json            the good parts that verdicts stand on
+       verdict.toml         how many of them may be rejected or set aside
+       roi.png              the region of interest, where there is one
        proof.json           the trained and the exported detector side by side, picture by picture
        maps.npz             the trained detector's maps of the pictures that travel along
        pictures/            those pictures: a few good parts and a few defective ones
        examples.png         each beside what the exported detector finds in it
-       verdict.toml         the run's thresholds, where it has some
        licenses/
 """
 
@@ -20,6 +22,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from threecad.errors import BundleError
+from threecad.framing import Framing, Region, Tiles
+from threecad.images import MAX_PIXELS, read_mask
 
 FORMAT = 1
 """Version of the bundle; a reader refuses any other."""
@@ -45,9 +49,12 @@ class BundleRecord(BaseModel):
     decoding: dict[str, Any] = Field(default_factory=dict)  # keywords of `read_image`
     precision: Literal["float32"] = "float32"  # of the arithmetic, asked of the backend explicitly
     settings: dict[str, str] = Field(default_factory=dict)  # of the backend
-    good_scores: dict[str, list[float]]  # of good parts that the fit kept aside, by category
-    good_peaks: dict[str, list[float]]
-    conditions: dict[str, Any]  # of the fit that these scores were learnt under
+    tiles: Tiles | None = None  # into which pictures are cut
+    region_fill: tuple[int, int, int] | None = None  # the colour outside roi.png
+    region_is_exact: bool = True  # made for pictures of its own size
+    map_units: dict[str, tuple[float, float]] = Field(default_factory=dict)  # centre and spread of good parts' peaks
+    conditions: dict[str, str | int | float | bool | None]  # what scores depend on; also those of good.json
+    fit: dict[str, Any]  # how the run came about
     versions: dict[str, str]  # of the libraries that made the bundle
     files: dict[str, str]  # SHA-256 of every other file, by its place in the bundle
     sha256: str = ""  # of this record without this field
@@ -62,7 +69,7 @@ class Bundle:
         self.proof_file = path / "proof.json"
         self.maps_file = path / "maps.npz"
         self.pictures = path / "pictures"
-        self.verdict_file = path / "verdict.toml"
+        self.region_file = path / "roi.png"
 
     def read_record(self) -> BundleRecord:
         """What `bundle.json` says.
@@ -90,6 +97,14 @@ class Bundle:
         if record.sha256 != digest(record):
             raise BundleError(f"{self.record_file} was changed after the export; export the run again")
         return record
+
+    def read_framing(self, record: BundleRecord) -> Framing:
+        """What of a picture the network sees."""
+        region = None
+        if record.region_fill is not None:
+            mask = read_mask(self.region_file, max_pixels=record.decoding.get("max_pixels", MAX_PIXELS)).astype(bool)
+            region = Region(mask, record.region_fill, record.region_is_exact)
+        return Framing(record.image_size, region, record.tiles)
 
     def refuse_unless_whole(self, record: BundleRecord) -> None:
         """Nothing, where every file is there and as it was exported.

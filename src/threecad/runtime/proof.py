@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,19 +13,20 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from threecad.errors import BundleError
-from threecad.images import read_image, resize_image
-from threecad.predictor import Found, Predictor, predict_all
+from threecad.images import read_image
+from threecad.predictor import Found, Predictor
 from threecad.runtime.bundle import file_sha256
+from threecad.verdicts import FEWEST_PARTS, Verdicts
 
-FIT = "OK"
-"""The verdict on a score above no threshold."""
+UNUSUAL = "unusual"
+"""What a part is called above the threshold that stands in where there are too few good parts for a verdict."""
 
 ON_THE_LINE = 2e-6
 """Share of a threshold within which a score equals it: that of the very part from which the threshold was learnt."""
 
 Kind = Literal["good", "defective"]
 Thresholds = Mapping[str, float]
-"""What a part is called whose score is above the value, mildest first."""
+"""Of one category: what a part is called whose score is above the value, mildest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +126,7 @@ class Proof(BaseModel):
             ("trained", f"{self.trained.engine}, {self.trained.precision}, {self.trained.device}"),
             ("exported", f"{self.exported.engine}, {self.exported.precision}, {self.exported.device}"),
             ("thresholds", self.thresholds_from),
+            ("scores on a threshold", str(self.on_the_line)),
             ("verdicts that differ", str(self.verdict_flips)),
             ("largest difference of scores", f"{self.largest_score_difference:.2g}"),
             ("largest difference of maps", _shown(self.largest_map_difference, ".2g")),
@@ -135,9 +136,18 @@ class Proof(BaseModel):
 
 
 def look(predictor: Predictor, files: Sequence[Path], batch: int = 1) -> list[Found]:
-    """What a predictor finds in each file, at the network's image size, from the file's bytes on."""
-    small = (resize_image(read_image(file, **predictor.decoding), predictor.image_size) for file in files)
-    return list(predict_all(predictor.network, small, batch))
+    """What a predictor finds in each file, from the file's bytes on.
+
+    Args:
+        batch: frames that go through the network together.
+    """
+
+    def pictures() -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+        for file in files:
+            pixels = read_image(file, **predictor.decoding)
+            yield predictor.view.frames(pixels), pixels.shape[:2]
+
+    return list(predictor.inspect(pictures(), batch))
 
 
 def compare(
@@ -145,9 +155,15 @@ def compare(
     trained_scores: Sequence[float],
     trained_maps: Sequence[np.ndarray | None],
     exported: Sequence[Found],
+    verdicts: Verdicts,
     thresholds: Mapping[str, Thresholds],
 ) -> list[Compared]:
-    """Each picture as both detectors see it.
+    """Each picture as both detectors see it, and the verdicts on their scores.
+
+    What is doubted of a picture itself, such as its brightness, is left out: both see the same pixels.
+
+    Args:
+        thresholds: as of `thresholds_of`, of each category.
 
     Raises:
         BundleError: a number of the exported detector is not finite.
@@ -165,8 +181,8 @@ def compare(
                 category=picture.category,
                 trained_score=score,
                 exported_score=found.score,
-                trained_verdict=verdict(score, lines),
-                exported_verdict=verdict(found.score, lines),
+                trained_verdict=_word(score, picture.category, verdicts, lines),
+                exported_verdict=_word(found.score, picture.category, verdicts, lines),
                 map_difference=None if its_map is None else float(np.abs(its_map - found.anomaly_map).max()),
                 on_the_line=any(abs(score - line) <= ON_THE_LINE * abs(line) for line in lines.values()),
             )
@@ -219,33 +235,27 @@ def ran(predictor: Predictor, engine: str | None = None) -> Ran:
     )
 
 
-def verdict(score: float, thresholds: Thresholds) -> str:
-    """The word of the highest threshold that a score is above."""
-    return next((word for word, line in reversed(list(thresholds.items())) if score > line), FIT)
+def thresholds_of(verdicts: Verdicts, category: str, seen: Sequence[float]) -> dict[str, float]:
+    """The thresholds behind a category's verdicts; where too few good parts are known, one just above those `seen`."""
+    if verdicts.can_judge(category):
+        limits = verdicts.limits(category)
+        return {"REVIEW": limits.review.threshold, "NG": limits.reject.threshold}
+    highest, median = float(np.max(seen)), float(np.median(seen))
+    return {UNUSUAL: highest + max(0.05 * (highest - median), 1e-3 * abs(highest))}
 
 
-def thresholds_of(text: str, categories: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Thresholds by category from the `limits` that a `verdict.toml` lists.
-
-    Raises:
-        BundleError: it is not TOML, or lists none of a category.
-    """
-    try:
-        limits = tomllib.loads(text).get("limits", {})
-        return {
-            name: {"REVIEW": float(limits[name]["review_above"]), "NG": float(limits[name]["reject_above"])}
-            for name in categories
-        }
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
-        raise BundleError(
-            f"verdict.toml: expected limits with review_above and reject_above of each category: {error}"
-        ) from None
+def source_of(verdicts: Verdicts, categories: Sequence[str]) -> str:
+    """Where the thresholds come from, in words."""
+    few = [name for name in categories if not verdicts.can_judge(name)]
+    if not few:
+        return "those of the run's verdicts"
+    return f"just above the good parts of this proof in {', '.join(few)}: verdicts need {FEWEST_PARTS} good parts"
 
 
-def provisional(scores: Sequence[float]) -> dict[str, float]:
-    """A threshold for runs without a verdict: above all these good parts' scores, by a twentieth of their reach."""
-    highest, median = float(np.max(scores)), float(np.median(scores))
-    return {"unusual": highest + max(0.05 * (highest - median), 1e-3 * abs(highest))}
+def _word(score: float, category: str, verdicts: Verdicts, thresholds: Thresholds) -> str:
+    if verdicts.can_judge(category):
+        return verdicts.decide(score, category).word
+    return UNUSUAL if score > thresholds[UNUSUAL] else "OK"
 
 
 def _rank_correlation(compared: Sequence[Compared]) -> float | None:

@@ -44,6 +44,7 @@ def verify(folder: Path, pictures: Path | None = None) -> Proof:
         [known[sha].trained_score for sha, _ in chosen],
         [maps.get(sha) for sha, _ in chosen],
         look(predictor, [file for _, file in chosen]),
+        predictor.verdicts,
         before.thresholds,
     )
     proof = prove(

@@ -26,7 +26,9 @@ class Synthesizer(Protocol):
 class TextureSource(Protocol):
     """A supply of foreign textures."""
 
-    name: str  # recorded in the results: "folder:<name>#<fingerprint>" or "procedural"
+    @property
+    def name(self) -> str:
+        """Recorded in the results: "folder:<name>#<fingerprint>" or "procedural"."""
 
     def sample(self, count: int, size: tuple[int, int], generator: Generator) -> Tensor:
         """`count` textures as (count, 3, H, W) in [0, 1] on the generator's device."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,17 +11,50 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from threecad.errors import DataError
+from threecad.errors import DataError, SettingsError
 from threecad.images import IMAGE_SUFFIXES, read_image
 from threecad.synthesis import TextureSource
 from threecad.synthesis.noise import lattice_noise
+from threecad.threads import thread_count
 
 MEMORY_LIMIT_BYTES = 3 << 29  # 1.5 GiB hold all 5,640 pictures of DTD at 256×256 px
 
 
-def texture_source(folder: Path | None) -> TextureSource:
-    """The pictures in `folder`, or procedural patterns where there is none."""
-    return ProceduralTextures() if folder is None else FolderTextures(folder)
+PROCEDURAL = "procedural"
+"""What `data.textures` says where no folder of pictures is to be used."""
+
+
+def texture_source(chosen: Path | str | None) -> TextureSource:
+    """The pictures in a folder, or patterns drawn on the spot if `chosen` is "procedural".
+
+    Without a choice a source comes out that methods without synthetic anomalies never notice, and that others cannot
+    use.
+
+    Raises:
+        DataError: the folder is missing or has no pictures.
+    """
+    if chosen is None:
+        return MissingTextures()
+    return ProceduralTextures() if str(chosen) == PROCEDURAL else FolderTextures(Path(chosen))
+
+
+class MissingTextures:
+    """No textures: raises SettingsError, which names the setting, as soon as any are asked for."""
+
+    @property
+    def name(self) -> str:
+        raise _missing()
+
+    def sample(self, count: int, size: tuple[int, int], generator: Generator) -> Tensor:
+        raise _missing()
+
+
+def _missing() -> SettingsError:
+    return SettingsError(
+        "setting 'data.textures': the synthetic anomalies of this method need textures, found none\n"
+        "Name a folder of pictures (the papers take the Describable Textures Dataset, DTD), "
+        f'or say data.textures = "{PROCEDURAL}".'
+    )
 
 
 class FolderTextures:
@@ -73,7 +105,7 @@ def _decode(files: list[Path], size: tuple[int, int]) -> Tensor:
     def decode(index: int) -> None:
         pictures[index] = torch.from_numpy(read_image(files[index], size=size)).permute(2, 0, 1)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets go of the interpreter while it decodes
+    with ThreadPoolExecutor(thread_count()) as pool:  # Pillow lets go of the interpreter while it decodes
         list(pool.map(decode, range(len(files))))
     return pictures
 
@@ -97,7 +129,7 @@ class ProceduralTextures:
     For places where no folder of textures may be brought. Scores depend on the textures, so results name the source.
     """
 
-    name = "procedural"
+    name = PROCEDURAL
 
     def sample(self, count: int, size: tuple[int, int], generator: Generator) -> Tensor:
         """`count` patterns as (count, 3, H, W) in [0, 1] on the generator's device."""

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from threecad.data.part_defects import DEFECTS
-from threecad.data.part_surface import OVERSAMPLING, SIDE, Array, Lamp, Surface, blueprint, grain, shade
+from threecad.demo.part_defects import DEFECTS
+from threecad.demo.part_surface import OVERSAMPLING, SIDE, Array, Lamp, Surface, blueprint, grain, shade
 from threecad.errors import DataError
 from threecad.images import write_png
 from threecad.records import GOOD, Split

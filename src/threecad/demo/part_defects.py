@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import ndimage
 
-from threecad.data.part_surface import Array, Surface
+from threecad.demo.part_surface import Array, Surface
 
 Defect = Callable[[Surface, float, np.random.Generator], Surface]
 

@@ -1,0 +1,124 @@
+"""Further good parts for a run, on the machine where they are made, without fitting anew."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from threecad.data.loading import Progress, content_hashes
+from threecad.errors import DataError
+from threecad.groups import groups
+from threecad.inference import load
+from threecad.inputs import Input, gather
+from threecad.prediction import look_through
+from threecad.predictor import Predictor
+from threecad.runs import RunFolder
+from threecad.verdicts import GoodLooks, GoodPart, GoodScores, Look, Verdicts, image_name, look, refuse_other_conditions
+
+
+class Calibrated(NamedTuple):
+    """What further good parts have changed."""
+
+    before: Verdicts
+    after: Verdicts
+    category: str
+    images: int  # that are new, and were looked at
+    learnt: int  # that the model has learnt from, and that therefore say nothing
+
+
+def calibrate(
+    run: Path | str,
+    inputs: Sequence[Path],
+    *,
+    category: str | None = None,
+    anew: bool = False,
+    device: str | None = None,
+    precision: str | None = None,
+    progress: Progress | None = None,
+    notify: Callable[[str], None] = lambda line: None,
+) -> Calibrated:
+    """Add images of good parts to a run's `good.json`, and work out its thresholds again.
+
+    The same images a second time change nothing, whatever they are called. Images that the model has learnt from are
+    left out: it knows them, and scores them too low. Nothing is written unless every image could be looked at.
+
+    Args:
+        inputs: images, and folders of images at any depth.
+        category: of which the parts are, where the run has learnt several.
+        anew: forget the good parts of before, such as those of another camera, precision or machine.
+        device: as of `threecad.load`; likewise `precision`.
+        progress: called with how many are done, and how many there are.
+        notify: called with a line worth reading.
+
+    Raises:
+        DataError: an image that cannot be read, or none that says anything.
+        RunError: a run that cannot be loaded, or good parts of other conditions without `anew`.
+        SettingsError: a category that was not learnt, or several and none is named.
+    """
+    folder = RunFolder(Path(run))
+    predictor = load(run, device=device, precision=precision, notify=lambda line: None if anew else notify(line))
+    before = folder.read_verdicts()
+    name = before.good.category(category)
+    if not anew and before.good.categories:
+        refuse_other_conditions(before.good.conditions, predictor.conditions, "the good parts' scores")
+    found = [image for given in inputs for image in gather([given], folder.path)]
+    images, learnt = _not_learnt(found, before.good)
+    patterns = folder.read_record().settings.get("data", {})
+    if not (anew or patterns.get("part")):  # an image that counts already would score the same again
+        counted = {part.part for part in before.good.of(name)}
+        images = {known: image for known, image in images.items() if known not in counted}
+        if not images:
+            return Calibrated(before, before, name, 0, learnt)
+    parts, looks = [], []
+    for done, (part, seen) in enumerate(_good_parts(predictor, images, name, patterns, notify), start=1):
+        parts.append(part)
+        looks.append(seen)
+        if progress:
+            progress(done, len(images))
+    kept = before.good.model_copy(update={"parts": dict.fromkeys(before.good.parts, ())}) if anew else before.good
+    good = kept.joined(name, parts, predictor.conditions, GoodLooks.of(looks))
+    after = replace(before, good=good)
+    folder.write_verdicts(after)
+    return Calibrated(before, after, name, len(images), learnt)
+
+
+def _not_learnt(images: Sequence[Input], good: GoodScores) -> tuple[dict[str, Input], int]:
+    """Images by what they are known by, without those that were learnt from, and how many of those there were.
+
+    Raises:
+        DataError: none is left.
+    """
+    names = [image_name(sha256) for sha256 in content_hashes([image.path for image in images])]
+    learnt = set(good.learnt)
+    new = {name: image for name, image in zip(names, images, strict=True) if name not in learnt}
+    if not new:
+        raise DataError(
+            f"the model has learnt from all of the {len(images)} images: it knows them, and they say nothing of parts "
+            "to come; expected pictures of other good parts"
+        )
+    return new, sum(name in learnt for name in names)
+
+
+def _good_parts(
+    predictor: Predictor,
+    images: Mapping[str, Input],
+    category: str,
+    patterns: Mapping[str, str],
+    notify: Callable[[str], None],
+) -> Iterator[tuple[GoodPart, Look]]:
+    """Each image as a good part, with its look; unusual looks are told."""
+    paths = [f"{image.path.parent.name}/{image.path.name}" for image in images.values()]
+    parts = groups(paths, patterns["part"], "part") if patterns.get("part") else list(images)
+    lots = groups(paths, patterns["lot"], "lot") if patterns.get("lot") else [None] * len(paths)
+    seen = look_through(predictor, list(images.values()), category, keep_whole=True)
+    for part, lot, (image, found) in zip(parts, lots, seen, strict=True):
+        if found is None or image.whole is None:
+            raise DataError(image.error)
+        if image.doubt:
+            notify(f"{image.source.path}: {image.doubt}; from now on, images like it pass for pictures of parts")
+        if not math.isfinite(found.score):
+            raise DataError(f"{image.source.path}: expected a finite score, found {found.score}; the run is damaged")
+        yield GoodPart.seen(part, found.score, found.anomaly_map, lot, image.size), look(image.whole)

@@ -1,0 +1,72 @@
+"""`threecad verdict` and `threecad calibrate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from threecad.cli.terminal import counting, interruptible, note, progress, result, table
+
+Run = Annotated[Path, Argument(metavar="RUN", help="Run folder of a fit.", show_default=False)]
+Category = Annotated[str | None, Option(metavar="NAME", help="Whose good parts, in a run of several categories.")]
+
+
+def verdict(
+    run: Run,
+    review_at: Annotated[
+        float | None, Option(metavar="A", help="Share of good parts that may be set aside or rejected.")
+    ] = None,
+    reject_at: Annotated[float | None, Option(metavar="B", help="Share of good parts that may be rejected.")] = None,
+    confidence: Annotated[float | None, Option(metavar="C", help="With which both shares are kept.")] = None,
+    defects: Annotated[
+        Path | None, Option(metavar="FOLDER", help="Defective samples: how many of them escape.")
+    ] = None,
+    category: Category = None,
+) -> None:
+    """Say how many good parts will be thrown away; with options, change RUN/verdict.toml."""
+    from threecad.deciding import HEADER, budget_rows, change_verdict, escapes_told, scores_of, told
+
+    verdicts = change_verdict(run, review_at=review_at, reject_at=reject_at, confidence=confidence)
+    table(HEADER, budget_rows(verdicts, category))
+    for line in told(verdicts, category):
+        result(line)
+    if defects is not None:
+        with interruptible(lambda: "nothing was written"), progress() as shown:
+            scores = scores_of(run, [defects], category, counting(shown, "defects"))
+        for line in escapes_told(verdicts.escapes(scores, category), verdicts.settings.confidence):
+            result(line)
+
+
+def calibrate(
+    run: Run,
+    inputs: Annotated[
+        list[Path],
+        Argument(metavar="IMAGE|FOLDER...", help="Pictures of further good parts.", show_default=False),
+    ],
+    anew: Annotated[bool, Option("--anew", help="Forget the good parts of before, such as another camera's.")] = False,
+    category: Category = None,
+    device: Annotated[str | None, Option(metavar="D", help="cpu, cuda, …; the best one without.")] = None,
+    precision: Annotated[str | None, Option(metavar="P", help="float32 or bf16; the fit's without.")] = None,
+) -> None:
+    """Add good parts to compare with, at any time and without a fit."""
+    from threecad import calibrating
+
+    with interruptible(lambda: "nothing was written"), progress() as shown:
+        done = calibrating.calibrate(
+            run,
+            inputs,
+            category=category,
+            anew=anew,
+            device=device,
+            precision=precision,
+            progress=counting(shown, "looking at good parts"),
+            notify=shown.notify,
+        )
+    if done.learnt:
+        note(f"{done.learnt} images were left out: the model has learnt from them")
+    for when, verdicts in (("before", done.before), ("now", done.after)):
+        parts = len(verdicts.good.of(done.category))
+        said = verdicts.sentences(done.category)[0] if verdicts.can_judge(done.category) else "Every part is REVIEW."
+        result(f"{when}: {parts} good parts. {said}")

@@ -1,0 +1,106 @@
+"""What `threecad verdict` says and changes: budgets, what so many good parts allow, and what defects make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from threecad.data.loading import Progress
+from threecad.errors import DataError
+from threecad.files import write_text
+from threecad.inference import load
+from threecad.inputs import gather
+from threecad.prediction import look_through
+from threecad.runs import RunFolder
+from threecad.verdicts import Budget, Escapes, Interval, Verdicts, compare_lots, limit, parts_needed, per_cent
+
+SHARES = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1)
+"""Budgets of good parts that are compared."""
+
+HEADER = ("of good parts, at most", "is kept by", "threshold", "which promises", "parts missing")
+
+
+def change_verdict(run: Path, **values: float | None) -> Verdicts:
+    """The run's verdicts, with other budgets where some are given: `verdict.toml` is then written anew.
+
+    Raises:
+        SettingsError: a budget that does not fit, or budgets crossed; nothing is written.
+        RunError: there is no finished run, or the file is another run's.
+    """
+    folder = RunFolder(run)
+    folder.read_record()
+    before = folder.read_verdicts()
+    after = replace(before, settings=before.settings.changed(**values))
+    if after.settings != before.settings:
+        write_text(folder.verdict_file, after.as_toml())
+    return after
+
+
+def budget_rows(verdicts: Verdicts, category: str | None = None) -> list[tuple[str, ...]]:
+    """For each of `SHARES` and the two budgets asked for, what the good parts at hand allow; as `HEADER`.
+
+    Raises:
+        SettingsError: too few good parts, a category that was not learnt, or several and none is named.
+    """
+    asked = verdicts.settings
+    names = {asked.reject_at: " (reject_at)", asked.review_at: " (review_at)"}
+    rows: list[tuple[str, ...]] = []
+    for share in sorted({*SHARES, *names}):
+        budget = Budget(share, asked.confidence, asked.rule)
+        found = limit(verdicts.good.scores(category), budget)
+        missing = str(found.missing) if found.missing else "-"
+        promised = per_cent(found.promised, up=True)
+        needed = f"{parts_needed(budget)} parts"
+        rows.append((per_cent(share) + names.get(share, ""), needed, f"{found.threshold:.4g}", promised, missing))
+    return rows
+
+
+def told(verdicts: Verdicts, category: str | None = None) -> Iterator[str]:
+    """The promises in words, what to expect of the next good parts, and whether lots are alike."""
+    yield from verdicts.sentences(category)
+    expected, confidence = verdicts.rejects_to_come(category), verdicts.settings.confidence
+    yield (
+        f"Of the next 1,000 good parts {expected.value:.1f} will be rejected on average over calibrations like this, "
+        f"{expected.low:.0f} to {expected.high:.0f} in {100 * confidence:g} % of them."
+    )
+    lots = compare_lots(verdicts.good.of(category))
+    if lots is None:
+        return
+    alike = "" if lots.p_value >= 0.01 else ": they are hardly alike, and the next lot may differ as well"
+    yield f"{len(lots.rows)} lots; such differences between lots come by chance with p = {lots.p_value:.2g}{alike}"
+    for lot in lots.rows:
+        yield (
+            f"  lot {lot.name}: {lot.n} parts, median {lot.median:.4g}, highest {lot.highest:.4g}, "
+            f"{per_cent(lot.above_others)} above 95 % of the others"
+        )
+
+
+def escapes_told(escapes: Escapes, confidence: float) -> Iterator[str]:
+    """What defective samples say, in words."""
+    for share, what in ((escapes.passed, "pass as OK"), (escapes.not_rejected, "are not rejected (OK or REVIEW)")):
+        yield f"Of {escapes.n} defective samples {with_interval(share)} {what}, with {100 * confidence:g} % confidence."
+
+
+def with_interval(share: Interval) -> str:
+    """`5 % (0.61 % to 17 %)`."""
+    return f"{per_cent(share.value)} ({per_cent(share.low)} to {per_cent(share.high, up=True)})"
+
+
+def scores_of(
+    run: Path, inputs: Sequence[Path], category: str | None = None, progress: Progress | None = None
+) -> list[float]:
+    """The score of each image.
+
+    Raises:
+        DataError: an image that cannot be read.
+    """
+    predictor, scores = load(run), []
+    images = [image for given in inputs for image in gather([given], run)]
+    for done, (image, found) in enumerate(look_through(predictor, images, category), start=1):
+        if found is None:
+            raise DataError(image.error)
+        scores.append(found.score)
+        if progress:
+            progress(done, len(images))
+    return scores

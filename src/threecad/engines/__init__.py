@@ -1,0 +1,82 @@
+"""One function over many items, in processes of this machine or on a Ray cluster.
+
+What goes over the line is pickled: a function that can be imported, items, results. An item whose process dies is tried
+again; one that fails says why; every item ends exactly once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from threecad.errors import ThreeCADError
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Where work is done."""
+
+    kind: Literal["local", "ray"] = "local"
+    workers: int = 1  # at a time on one machine; they share its processors
+    address: str | None = None  # HOST:PORT of a Ray cluster; without, one is started on this machine
+
+    @property
+    def threads(self) -> int:
+        """Threads of one worker: its share of the processors, or as few as OMP_NUM_THREADS allows."""
+        share = max(1, len(processors()) // self.workers)
+        allowed = os.environ.get("OMP_NUM_THREADS", "")
+        return min(share, int(allowed)) if allowed.isdigit() and int(allowed) else share
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How an item went."""
+
+    index: int  # of the item
+    result: Any  # what the function gave; None where it failed
+    failure: str | None  # why it failed
+
+
+def map_tasks(
+    function: Callable[[Item], Any], items: Sequence[Item], engine: Engine | None = None, *, retries: int = 1
+) -> Iterator[Ended]:
+    """How each item went, each exactly once, in the order in which they end.
+
+    Args:
+        function: at the top of a module, so that another process can import it.
+        retries: how often an item is tried again when its process dies; one that raises is not.
+
+    Raises:
+        SettingsError: Ray is asked for and not installed.
+        RunError: the cluster does not answer.
+    """
+    engine = engine or Engine()
+    if engine.kind == "ray":
+        from threecad.engines.cluster import map_on_ray
+
+        yield from map_on_ray(function, items, engine, retries)
+    else:
+        from threecad.engines.local import map_locally
+
+        yield from map_locally(function, items, engine, retries)
+
+
+def attempt(function: Callable[[Item], Any], index: int, item: Item) -> Ended:
+    """The function's result on an item, or why there is none."""
+    try:
+        return Ended(index, function(item), None)
+    except ThreeCADError as error:
+        return Ended(index, None, str(error))
+    except Exception as error:  # one item's fault must not cost the others
+        return Ended(index, None, f"{type(error).__name__}: {error}")
+
+
+def processors() -> list[int]:
+    """Numbers of the processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))

@@ -1,0 +1,226 @@
+"""What of a picture a network sees, and where on the picture its maps belong.
+
+    picture → region of interest (the rest painted over) → frames: tiles and the whole → network → maps → one map
+
+No method knows of regions or tiles: it sees frames, all of one size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from threecad.errors import DataError
+from threecad.images import resize_image, resize_map
+
+LEAST_WEIGHT = 1e-3
+"""Weight of a tile's outermost pixel, where the Hann window itself is 0 and may be the only one."""
+
+
+class Box(NamedTuple):
+    """A rectangle of a picture, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def rows(self) -> slice:
+        """Its rows."""
+        return slice(self.top, self.top + self.height)
+
+    @property
+    def columns(self) -> slice:
+        """Its columns."""
+        return slice(self.left, self.left + self.width)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How a picture is cut: into a `grid` (rows, columns), or into squares of `side_px`."""
+
+    grid: tuple[int, int] | None = None
+    side_px: int | None = None
+    overlap: float = 0.25  # of neighbours, as a share of a tile
+    whole: bool = True  # the whole picture goes through as well, so that large defects are seen
+
+    def boxes(self, size: tuple[int, int]) -> list[Box]:
+        """The tiles of a picture of `size` (height, width), row by row; together they cover it.
+
+        Raises:
+            DataError: a tile would be larger than the picture.
+        """
+        (top, height), (left, width) = (self._along(axis, length) for axis, length in enumerate(size))
+        return [Box(row, column, height, width) for row in top for column in left]
+
+    def _along(self, axis: int, length: int) -> tuple[list[int], int]:
+        """Starts and length of the tiles along one side of a picture."""
+        if self.grid is not None:
+            count = self.grid[axis]
+            side = math.ceil(length / (count - (count - 1) * self.overlap))
+        else:
+            side = self.side_px or length
+            if side > length:
+                raise DataError(f"expected tiles no larger than the picture, found {side} px in {length} px")
+            count = 1 + math.ceil((length - side) / max(side * (1 - self.overlap), 1))
+        return [round(start) for start in np.linspace(0, length - side, count)], side
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """The region of interest: what lies outside is painted over, and has no map and no score."""
+
+    mask: np.ndarray  # (h, w) of bool
+    fill: tuple[int, int, int] = (128, 128, 128)  # the good parts' mean colour
+    is_exact: bool = True  # made for pictures of the mask's own size; else it is stretched to any
+
+    def at(self, size: tuple[int, int]) -> np.ndarray:
+        """The mask (H, W) of bool at `size`.
+
+        Raises:
+            DataError: it was made for pictures of another size.
+        """
+        if self.mask.shape == tuple(size):
+            return self.mask
+        if self.is_exact:
+            height, width = self.mask.shape
+            raise DataError(
+                f"expected a picture of the size of its region of interest, {height}×{width}, found {size[0]}×{size[1]}"
+            )
+        return _nearest(self.mask, size)
+
+    def paint(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels (H, W, 3) uint8 with everything outside in the fill colour."""
+        return np.where(self.at(pixels.shape[:2])[..., None], pixels, np.array(self.fill, np.uint8))
+
+
+@dataclass(frozen=True, eq=False)
+class Framing:
+    """From a picture to the frames that a network sees, and from their maps back to the picture's."""
+
+    image_size: tuple[int, int]  # of a frame, as the network takes it
+    region: Region | None = None
+    tiles: Tiles | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a picture is one frame and its score the network's own."""
+        return self.region is None and self.tiles is None
+
+    @cached_property
+    def key(self) -> str:
+        """Another text for every framing that gives other frames of a picture."""
+        region = self.region and (self.region.mask.shape, self.region.mask.tobytes().hex(), self.region.fill)
+        return hashlib.sha256(repr((self.image_size, self.tiles, region)).encode()).hexdigest()
+
+    def boxes(self, size: tuple[int, int]) -> list[Box]:
+        """What of a picture of `size` each frame shows, the whole picture last."""
+        whole = Box(0, 0, *size)
+        if self.tiles is None:
+            return [whole]
+        return self.tiles.boxes(size) + ([whole] if self.tiles.whole else [])
+
+    def kinds(self, size: tuple[int, int]) -> list[str]:
+        """`tile` or `whole`, for each frame of a picture of `size`."""
+        boxes = self.boxes(size)
+        return ["whole" if box[2:] == tuple(size) else "tile" for box in boxes]
+
+    def frames(self, pixels: np.ndarray) -> np.ndarray:
+        """Frames (F, h, w, 3) uint8 of a picture (H, W, 3) uint8.
+
+        Raises:
+            DataError: the picture is smaller than a tile, or of another size than its region.
+        """
+        if self.region is not None:
+            pixels = self.region.paint(pixels)
+        boxes = self.boxes(pixels.shape[:2])
+        return np.stack([resize_image(pixels[box.rows, box.columns], self.image_size) for box in boxes])
+
+    def inside(self, size: tuple[int, int]) -> np.ndarray | None:
+        """Where in each frame of a picture of `size` the region of interest is, (F, h, w) of bool; None without one."""
+        if self.region is None:
+            return None
+        mask = self.region.at(size)
+        return np.stack([_nearest(mask[box.rows, box.columns], self.image_size) for box in self.boxes(size)])
+
+    def working_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size at which a tile of a picture of `size` is as large as a frame, but no more than the picture's."""
+        box = self.boxes(size)[0]
+        shares = (min(1.0, frame / side) for frame, side in zip(self.image_size, box[2:], strict=True))
+        height, width = (max(1, round(side * share)) for side, share in zip(size, shares, strict=True))
+        return height, width
+
+    def join(
+        self, maps: Sequence[np.ndarray], size: tuple[int, int], target: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """The map of a picture of `size` from those of its frames, resized to `target` if given.
+
+        Tiles are blended by a Hann window; of that and the map of the whole, the higher counts. Outside the region of
+        interest the map has its least value.
+        """
+        target = target or size
+        scale = target[0] / size[0], target[1] / size[1]
+        boxes = [_scaled(box, scale, target) for box in self.boxes(size)]
+        tiled = boxes if self.tiles is None or not self.tiles.whole else boxes[:-1]
+        joined = _blended(maps[: len(tiled)], tiled, target)
+        if len(boxes) > len(tiled):
+            joined = np.maximum(joined, resize_map(maps[-1], target))
+        if self.region is not None:
+            inside = _nearest(self.region.at(size), target)
+            joined = np.where(inside, joined, joined[inside].min() if inside.any() else joined.min())
+        return joined
+
+
+@dataclass(frozen=True)
+class MapUnits:
+    """Centre and spread of the peaks of good parts' maps: what makes maps of tiles and of the whole comparable."""
+
+    centre: float
+    spread: float
+
+    @cached_property
+    def least(self) -> float:
+        """The smallest spread that is divided by."""
+        return max(self.spread, 1e-6 * abs(self.centre), 1e-12)
+
+    def apply(self, anomaly_map: np.ndarray) -> np.ndarray:
+        """The map in spreads above the good parts' peaks."""
+        return ((anomaly_map - self.centre) / self.least).astype(np.float32)
+
+
+def _blended(maps: Sequence[np.ndarray], boxes: Sequence[Box], size: tuple[int, int]) -> np.ndarray:
+    if len(boxes) == 1 and boxes[0][2:] == tuple(size):
+        return resize_map(maps[0], size)
+    total, weights = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    for anomaly_map, box in zip(maps, boxes, strict=True):
+        window = np.outer(_hann(box.height), _hann(box.width)).astype(np.float32)
+        total[box.rows, box.columns] += window * resize_map(anomaly_map, (box.height, box.width))
+        weights[box.rows, box.columns] += window
+    return total / weights
+
+
+def _hann(length: int) -> np.ndarray:
+    return np.maximum(np.sin(np.pi * (np.arange(length) + 0.5) / length) ** 2, LEAST_WEIGHT)
+
+
+def _scaled(box: Box, scale: tuple[float, float], target: tuple[int, int]) -> Box:
+    """The box on a picture of another size; edges that were shared stay shared."""
+    top, left = math.floor(box.top * scale[0]), math.floor(box.left * scale[1])
+    bottom = min(math.ceil((box.top + box.height) * scale[0]), target[0])
+    right = min(math.ceil((box.left + box.width) * scale[1]), target[1])
+    return Box(top, left, bottom - top, right - left)
+
+
+def _nearest(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if mask.shape == tuple(size):
+        return mask
+    image = Image.fromarray(mask.astype(np.uint8)).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    return np.array(image).astype(bool)

@@ -1,0 +1,241 @@
+"""PatchCore: good parts' patches are remembered; a patch far from all of them is a defect.
+
+Roth, Pemula, Zepeda, Schölkopf, Brox, Gehler: "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022.
+
+How it works
+    1. A frozen backbone's features at strides 8 and 16 are gathered over 3×3 neighbourhoods, brought to the finer grid
+       and pooled to one vector a patch.
+    2. The patches of all good images are a memory. A greedy coreset of it is kept: again and again the patch that is
+       farthest from those chosen before.
+    3. A patch's distance from the nearest one in memory, upsampled and smoothed, is the map.
+    4. The score is the largest distance, made less where the nearest patch in memory has others close to the tested one
+       around it, and so is no rare one.
+
+Where each equation is
+    (1-3) locally aware patches `nets.patches.PatchFeatures` · (4) M `nets.candidates.Candidates` · (5) coreset
+    `nets.patch_memory.greedy_coreset` · (6) nearest patch `PatchMemory.forward` · (7) weight of the score
+    `PatchMemory.rarity`
+
+Differences
+    from the paper
+      - Images are resized to 224×224 and not cropped; the paper crops 224 out of 256 and loses the border's defects.
+      - The paper does not say how many neighbours b re-weight the score; 9 is anomalib's choice.
+      - Memory is bounded: at most `candidate_patches` are chosen from and `memory_patches` kept. The sets of MVTec AD
+        have fewer; of a larger set's patches a random choice is chosen from. What is kept is saved at its largest size.
+    from the authors' code
+      - The score is re-weighted by eq. (7), and distances are not squared; the code takes the largest squared distance.
+      - Vectors are pooled before they are brought to the finer grid, not after: both are linear, along different axes.
+      - Patches are projected for the coreset by a Gaussian matrix, not by a fresh linear layer's uniform one.
+      - Maps and scores are not rescaled over the test set.
+    from anomalib
+      - Its vectors are 3×3 means of each channel, 1536 of them, and its coreset starts at one random patch.
+    ours, off in the `paper` preset
+      - `neighbourhood_px`: a patch is compared only with patches that good parts have around its own place; each place
+        has its share of the memory. What is good in one place is a defect in another, and less is searched.
+      - `whitened`: differences count in units of how good parts differ at one and the same place, by the covariance
+        that all places have in common; `own_spread` adds how much they differ at the patch's own place.
+      - `sampling = "k_means"`: the memory keeps means of alike patches, which are nearer to the next good one than any
+        single patch is.
+      - `dimensions = 0`: vectors keep one value a channel, which suits narrow backbones, with `strides` of three scales
+        and no neighbourhood (`patch = 1`), lest small defects be averaged away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from threecad.detector import Detector, Phase, Preset, StatisticsPhase
+from threecad.methods import METHODS
+from threecad.nets.candidates import Candidates
+from threecad.nets.gaussians import LEAST_VARIANCE, whitening
+from threecad.nets.maps import GaussianBlur, full_precision, upsample
+from threecad.nets.patch_memory import PatchMemory, greedy_coreset, k_means
+from threecad.nets.patches import PatchFeatures
+from threecad.nets.pyramid import Pyramid
+from threecad.records import Prediction
+from threecad.settings import BackboneConfig, Size
+from threecad.synthesis import TextureSource
+
+STRIDE = 8  # image pixels between two patches
+
+
+class PatchCoreConfig(BackboneConfig):
+    """PatchCore's settings. The defaults are those of the paper's PatchCore-10%."""
+
+    grid = 16
+
+    image_size: Size = (224, 224)
+    """Height and width in pixels that images are resized to; one number means a square."""
+
+    strides: tuple[int, ...] = (8, 16)
+    """Strides of the backbone's features that describe a patch."""
+
+    patch: Literal[1, 3, 5] = 3
+    """Side of the neighbourhood that a patch is gathered over, in features."""
+
+    dimensions: int = Field(default=1024, ge=0)
+    """Most values of a patch's vector, pooled as in the paper; 0 keeps the mean of each channel (ours)."""
+
+    coreset_share: float = Field(default=0.1, gt=0, le=1)
+    """Share of the good parts' patches that is kept."""
+
+    memory_patches: int = Field(default=32_768, ge=1)
+    """Most patches that are kept. Each takes 4 bytes a dimension on disk and in memory."""
+
+    candidate_patches: int = Field(default=327_680, ge=1)
+    """Most patches that are chosen from. Each takes 8 bytes a dimension of memory while fitting."""
+
+    sampling: Literal["coreset", "k_means"] = "coreset"
+    """Keep a greedy coreset, or the means of groups of patches (ours)."""
+
+    neighbourhood_px: int | None = Field(default=None, ge=0)
+    """Compare with good parts' patches at most so many pixels away (ours). Unset: with all of them."""
+
+    whitened: bool = False
+    """Measure distances in units of how good parts differ at one place (ours)."""
+
+    ridge: float = Field(default=0.001, gt=0)
+    """Share of the mean variance that is added to every variance, where distances are whitened."""
+
+    own_spread: float = Field(default=0.0, ge=0, lt=1)
+    """Share in a distance's unit of how much good parts differ at its own place, beside all places' mean (ours)."""
+
+    neighbours: int = Field(default=9, ge=1)
+    """b: patches in memory that re-weight the score; 1 leaves it as the largest distance."""
+
+    sigma_px: float = Field(default=4.0, gt=0)
+    """Spread of the Gaussian filter of the map, in pixels of the input."""
+
+    @classmethod
+    def tiny(cls) -> PatchCoreConfig:
+        return cls(
+            backbone="resnet10t.c3_in1k",
+            weights="random",
+            image_size=(64, 64),
+            dimensions=48,
+            memory_patches=96,
+            candidate_patches=1024,
+        )
+
+
+class PatchCore(Detector):
+    """A memory of locally aware patches (PatchCore, "Method")."""
+
+    paper = METHODS.paper("patchcore")
+    Config = PatchCoreConfig
+    batch = 2
+    quick = Preset(
+        method={
+            "strides": (4, 8, 16),
+            "patch": 1,
+            "dimensions": 0,
+            "coreset_share": 1.0,
+            "candidate_patches": 262_144,
+            "sampling": "k_means",
+            "neighbourhood_px": 8,
+            "whitened": True,
+            "own_spread": 0.5,
+            "neighbours": 1,
+        },
+        training={"batch": 8},
+    )
+    config: PatchCoreConfig
+
+    whiten: Tensor | None  # W with W W^T = Σ^-1, (D, D); the identity until fitted
+    unit: Tensor  # (P,) in which distances are measured; 1 until fitted
+
+    def __init__(self, config: PatchCoreConfig) -> None:
+        super().__init__(config)
+        pyramid = Pyramid(config.backbone, config.weights, config.strides)
+        self.patches = PatchFeatures(pyramid, config.dimensions or None, config.patch, STRIDE)
+        self.height, self.width = (side // STRIDE for side in config.image_size)
+        reach = None if config.neighbourhood_px is None else config.neighbourhood_px // STRIDE
+        values = self.patches.values
+        self.memory = PatchMemory((self.height, self.width), values, config.memory_patches, reach)
+        self.candidates = Candidates(self.height * self.width, values, config.candidate_patches)
+        self.register_buffer("whiten", torch.eye(values) if config.whitened else None)
+        self.register_buffer("unit", torch.ones(self.height * self.width))
+        self.smooth = GaussianBlur(config.sigma_px, config.image_size)
+
+    def forward(self, image: Tensor) -> Prediction:
+        """anomaly_map = distances, upsampled and smoothed; score = the largest, weighted by how rare its patch is."""
+        vectors = self._describe(image)
+        distances, rows = self.memory(vectors)
+        distances = distances / self.unit
+        patch_map = distances.view(-1, 1, self.height, self.width)
+        anomaly_map = self.smooth(upsample(patch_map, image.shape[-2:], align_corners=False))
+        score, place = distances.max(dim=1, keepdim=True)
+        if self.config.neighbours > 1:
+            tested = vectors.gather(1, place.unsqueeze(2).expand(-1, -1, vectors.shape[2])).squeeze(1)
+            row = rows.gather(1, place).squeeze(1)
+            score = score * self.memory.rarity(tested, row, self.config.neighbours).unsqueeze(1)
+        return Prediction(anomaly_map, score.squeeze(1))
+
+    def phases(self, textures: TextureSource) -> Iterator[Phase]:
+        """Two passes over the good images: which parts there are, then their patches."""
+        candidates = self.candidates
+        yield StatisticsPhase(
+            "parts",
+            candidates.empty_addresses,
+            observe=lambda sums, batch: candidates.count_addresses(sums, batch.image),
+            conclude=candidates.conclude_addresses,
+        )
+        yield StatisticsPhase(
+            "memory",
+            candidates.empty_table,
+            observe=lambda sums, batch: candidates.add(sums, batch.image, self.patches(batch.image).flatten(1, 2)),
+            conclude=lambda sums: self._remember(candidates.gathered(sums)),
+        )
+
+    def _remember(self, patches: Tensor) -> None:
+        """Fill the memory from the good parts' patches (P, rows, D)."""
+        if self.whiten is not None:
+            self.whiten.copy_(whitening(shared_covariance(patches, self.config.ridge).unsqueeze(0))[0])
+            patches = patches @ self.whiten
+        self.unit.copy_(units(patches, self.config.own_spread))
+        cells, rows, _ = self.memory.bank.shape
+        candidates = patches.view(cells, -1, patches.shape[2])
+        count = candidates.shape[1]
+        size = min(rows, max(1, round(self.config.coreset_share * count)))
+        if size == count:
+            self.memory.keep(candidates)
+        elif self.config.sampling == "k_means":
+            self.memory.keep(k_means(candidates, size, self.candidates.generator()))
+        else:
+            chosen = greedy_coreset(candidates, size, self.candidates.generator())
+            self.memory.keep(candidates.gather(1, chosen.unsqueeze(2).expand(-1, -1, patches.shape[2])))
+
+    def _describe(self, image: Tensor) -> Tensor:
+        """Vectors (B, P, D) of the patches, whitened where asked for."""
+        vectors = self.patches(image).flatten(1, 2)
+        if self.whiten is None:
+            return vectors
+        with full_precision(vectors):
+            return vectors @ self.whiten
+
+
+def shared_covariance(patches: Tensor, ridge: float) -> Tensor:
+    """Σ (D, D) of patches (P, rows, D) about the mean of their own place, all places together.
+
+    Args:
+        ridge: share of the mean variance that is added to the diagonal.
+    """
+    away = (patches - patches.mean(dim=1, keepdim=True)).flatten(0, 1)
+    sigma = away.T @ away / max(len(away) - len(patches), 1)
+    least = ridge * sigma.diagonal().mean().clamp_min(LEAST_VARIANCE)
+    return sigma + least * torch.eye(len(sigma), device=sigma.device)
+
+
+def units(patches: Tensor, own: float) -> Tensor:
+    """In what distances are measured at each place, (P,): how much patches (P, rows, D) differ there, about 1.
+
+    Args:
+        own: share of a place's own variance in the square of its unit; the rest is 1, the mean of all.
+    """
+    variance = (patches - patches.mean(dim=1, keepdim=True)).square().mean(dim=(1, 2))
+    return (1 - own + own * variance / variance.mean().clamp_min(LEAST_VARIANCE)).sqrt()

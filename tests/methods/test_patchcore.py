@@ -1,0 +1,346 @@
+"""PatchCore: its patches, coreset and score against literal retypings; what its memory holds and how large it gets."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from threecad.methods.patchcore import PatchCore, PatchCoreConfig, shared_covariance, units
+from threecad.nets import patch_memory
+from threecad.nets.candidates import Candidates
+from threecad.nets.patch_memory import PatchMemory, greedy_coreset, k_means
+from threecad.nets.patches import PatchFeatures
+from threecad.nets.pyramid import Pyramid
+from threecad.records import Batch
+
+OURS = {"sampling": "k_means", "coreset_share": 1.0, "neighbourhood_px": 8, "whitened": True, "own_spread": 0.5}
+
+
+def built(seed: int = 0, **changes: object) -> PatchCore:
+    torch.manual_seed(seed)
+    return PatchCore(PatchCoreConfig(**(PatchCoreConfig.tiny().model_dump() | changes))).eval()
+
+
+def fit(detector: PatchCore, images: Tensor, batch: int = 4) -> PatchCore:
+    with torch.no_grad():
+        for phase in detector.phases(textures=None):
+            sums = phase.empty_sums()
+            for image in images.split(batch):
+                phase.observe(sums, Batch(image, image, torch.zeros_like(image[:, :1])))
+            phase.conclude(sums)
+    return detector
+
+
+def parts(count: int, seed: int = 0) -> Tensor:
+    """Images (count, 3, 64, 64), no two alike, of whole grey levels."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(90, 140, (count, 3, 64, 64), generator=generator) / 255
+
+
+def every_patch(detector: PatchCore, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return detector._describe(images)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> PatchCore:
+    return fit(built(), parts(12))
+
+
+@pytest.fixture(scope="module")
+def ours() -> PatchCore:
+    return fit(built(memory_patches=5 * 64, **OURS), parts(12))
+
+
+# ------------------------------------------------------------------------------------------------------------ patches
+
+
+def test_patches_of_the_paper_are_those_of_the_published_order() -> None:
+    """Unfold, bring every value's map to the finer grid, pool each scale to 1024 values, and both again to 1024."""
+    with torch.device("meta"):
+        wide = PatchFeatures(Pyramid("wide_resnet50_2.tv_in1k", "random", strides=(8, 16)), 1024)
+    assert (wide.scale_values, wide.values) == ([1024, 1024], 1024)
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.rand(2, 512, 4, 6, generator=generator), torch.rand(2, 1024, 2, 3, generator=generator)]
+    scales = []
+    for scale in features:
+        patches = F.unfold(scale, 3, padding=1).unflatten(2, scale.shape[-2:])
+        patches = F.interpolate(patches, size=(4, 6), mode="bilinear", align_corners=False)
+        scales.append(F.adaptive_avg_pool1d(patches.permute(0, 2, 3, 1).flatten(0, 2).unsqueeze(1), 1024))
+    expected = F.adaptive_avg_pool1d(torch.cat(scales, dim=2), 1024).view(2, 4, 6, 1024)
+    torch.testing.assert_close(wide.pool(features), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_patch_of_all_channels_is_their_mean_over_its_neighbourhood_at_three_scales() -> None:
+    patches = PatchFeatures(Pyramid("tf_efficientnet_lite0.in1k", "random"), None)
+    assert patches.values == 24 + 40 + 112
+    fine, middle, coarse = torch.rand(1, 24, 8, 8), torch.rand(1, 40, 4, 4), torch.rand(1, 112, 2, 2)
+    vector = patches.pool([fine, middle, coarse])[0, 1, 2]
+    surroundings = F.pad(fine, (1, 1, 1, 1))[0]
+    cell = [surroundings[:, y : y + 3, x : x + 3].mean(dim=(1, 2)) for y in (2, 3) for x in (4, 5)]
+    torch.testing.assert_close(vector[:24], torch.stack(cell).mean(dim=0))
+    torch.testing.assert_close(vector[24:64], middle[0, :, :3, 1:4].mean(dim=(1, 2)))
+
+
+def test_without_a_neighbourhood_a_patch_is_the_feature_itself() -> None:
+    patches = PatchFeatures(Pyramid("tf_efficientnet_lite0.in1k", "random"), None, side=1)
+    features = [torch.rand(1, 24, 8, 8), torch.rand(1, 40, 4, 4), torch.rand(1, 112, 2, 2)]
+    assert torch.equal(patches.pool(features)[..., 24:64], features[1].permute(0, 2, 3, 1))
+
+
+# ------------------------------------------------------------------------------------------------------------ coreset
+
+
+def test_the_coreset_takes_the_farthest_patch_again_and_again() -> None:
+    """argmax over patches of the distance from what is chosen, which starts as the mean distance from ten of them."""
+    vectors = np.random.default_rng(0).normal(size=(40, 6))
+    candidates = torch.from_numpy(vectors).unsqueeze(0)
+    generator = torch.Generator().manual_seed(3)
+    starts = torch.randperm(40, generator=torch.Generator().manual_seed(3))[:10].numpy()
+    distance = np.array([np.mean([math.dist(v, vectors[s]) for s in starts]) for v in vectors])
+    expected = []
+    for _ in range(8):
+        expected.append(int(distance.argmax()))
+        distance = np.minimum(distance, [math.dist(v, vectors[expected[-1]]) for v in vectors])
+    assert greedy_coreset(candidates, 8, generator)[0].tolist() == expected
+
+
+def test_a_coreset_has_a_patch_of_every_rare_kind_also_after_projection() -> None:
+    generator = torch.Generator().manual_seed(0)
+    kinds = 20 * torch.randn(10, 200, generator=generator)
+    kind = torch.cat([torch.zeros(400, dtype=torch.int64), torch.arange(1, 10)])
+    candidates = kinds[kind].unsqueeze(0) + torch.randn(1, 409, 200, generator=generator)
+    chosen = greedy_coreset(candidates, 10, generator)[0]
+    assert set(kind[chosen].tolist()) == set(range(10))
+
+
+def test_every_cell_has_its_own_coreset_and_its_own_means() -> None:
+    generator = torch.Generator().manual_seed(0)
+    candidates = torch.rand(70, 30, 5, generator=generator)
+    for choose in (greedy_coreset, k_means):
+        together = choose(candidates, 6, torch.Generator().manual_seed(1))
+        alone = choose(candidates[66:67], 6, torch.Generator().manual_seed(1))
+        torch.testing.assert_close(together[66:67], alone)
+
+
+def test_means_of_groups_that_lie_apart_are_found() -> None:
+    centres = torch.tensor([[0.0, 0.0], [50.0, 0.0]])
+    noise = torch.rand(1, 60, 2, generator=torch.Generator().manual_seed(0))
+    candidates = centres.repeat(30, 1).unsqueeze(0) + noise
+    found = k_means(candidates, 2, torch.Generator().manual_seed(0))[0]
+    expected = torch.stack([candidates[0, i::2].mean(dim=0) for i in (0, 1)])
+    torch.testing.assert_close(found[found[:, 0].argsort()], expected)
+
+
+# ----------------------------------------------------------------------------------------- nearest patches and scores
+
+
+def test_the_nearest_is_found_whole_or_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    memory = PatchMemory((2, 3), 5, 50, reach=None)
+    memory.keep(torch.rand(1, 40, 5, generator=generator))
+    vectors = torch.rand(2, 6, 5, generator=generator)
+    expected = torch.cdist(vectors, memory.bank[:, :40].expand(2, -1, -1)).min(dim=2)
+    for rows_at_once in (4096, 7):
+        monkeypatch.setattr(patch_memory, "ROWS_AT_ONCE", rows_at_once)
+        distances, rows = memory(vectors)
+        torch.testing.assert_close(distances, expected.values)
+        assert torch.equal(rows, expected.indices)
+
+
+@pytest.mark.parametrize("reach", [0, 1, 2])
+def test_a_patch_is_compared_with_those_around_its_place_and_no_others(reach: int) -> None:
+    height, width, generator = 3, 5, torch.Generator().manual_seed(reach)
+    memory = PatchMemory((height, width), 4, 2 * 15, reach)
+    memory.keep(torch.rand(15, 2, 4, generator=generator))
+    vectors = torch.rand(2, 15, 4, generator=generator)
+    distances, rows = memory(vectors)
+    for image, y, x in itertools.product(range(2), range(height), range(width)):
+        around = {
+            2 * (v * width + u) + k: math.dist(vectors[image, y * width + x], memory.bank[v * width + u, k])
+            for v in range(max(0, y - reach), min(height, y + reach + 1))
+            for u in range(max(0, x - reach), min(width, x + reach + 1))
+            for k in range(2)
+        }
+        row = int(rows[image, y * width + x])
+        assert row == min(around, key=around.__getitem__)
+        assert float(distances[image, y * width + x]) == pytest.approx(around[row], rel=1e-5)
+
+
+def test_what_is_good_in_one_place_is_odd_in_another_only_with_a_neighbourhood() -> None:
+    images = torch.full((6, 3, 64, 64), 0.4) + parts(6) / 50
+    images[:, :, 8:24, 8:24] = 1.0
+    moved = torch.full((1, 3, 64, 64), 0.4)
+    moved[:, :, 40:56, 40:56] = 1.0
+    everywhere = fit(built(coreset_share=1.0, memory_patches=1024, neighbours=1), images)
+    around = fit(built(coreset_share=1.0, memory_patches=1024, neighbours=1, neighbourhood_px=8), images)
+    with torch.no_grad():
+        assert around(moved).score > 2 * everywhere(moved).score
+
+
+def test_the_score_is_the_largest_distance_weighted_by_the_neighbours_of_the_nearest_patch(fitted: PatchCore) -> None:
+    """Eqs. (6) and (7), retyped."""
+    image = parts(3, seed=9)
+    memory = fitted.memory.bank[0, fitted.memory.squares[0] < patch_memory.NOWHERE].double().numpy()
+    with torch.no_grad():
+        score = fitted(image).score
+    for patches, found in zip(every_patch(fitted, image).double().numpy(), score, strict=True):
+        distances = np.linalg.norm(patches[:, None] - memory[None], axis=2)
+        tested, nearest = np.unravel_index(
+            np.where(distances == distances.min(axis=1, keepdims=True), distances, -1).argmax(), distances.shape
+        )
+        s = distances[tested, nearest]
+        around = np.linalg.norm(memory - memory[nearest], axis=1).argsort()[:9]
+        weight = 1 - math.exp(s) / sum(math.exp(distances[tested, m]) for m in around)
+        assert float(found) == pytest.approx(weight * s, rel=1e-4)
+
+
+def test_fewer_patches_in_memory_than_neighbours_still_give_a_finite_score() -> None:
+    detector = fit(built(memory_patches=3), parts(4))
+    with torch.no_grad():
+        score = detector(parts(2, seed=5)).score
+    assert score.isfinite().all() and (score > 0).all()
+
+
+def test_with_one_neighbour_the_score_is_the_largest_distance_and_the_map_is_its_smoothed_grid(ours: PatchCore) -> None:
+    detector = fit(built(memory_patches=5 * 64, neighbours=1, **OURS), parts(12))
+    image = parts(2, seed=4)
+    with torch.no_grad():
+        anomaly_map, score = detector(image)
+        distances = detector.memory(every_patch(detector, image))[0] / detector.unit
+    grid = F.interpolate(distances.view(2, 1, 8, 8), size=(64, 64), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(anomaly_map, detector.smooth(grid))
+    assert torch.equal(score, distances.amax(dim=1))
+
+
+# ----------------------------------------------------------------------------------------------------- what is learnt
+
+
+def test_a_memory_with_room_for_everything_holds_every_patch_of_every_part() -> None:
+    images = parts(6)
+    detector = fit(built(coreset_share=1.0, memory_patches=6 * 64), images)
+    held = detector.memory.bank[0].sort(dim=0).values
+    torch.testing.assert_close(held, every_patch(detector, images).flatten(0, 1).sort(dim=0).values)
+    with torch.no_grad():
+        assert detector(images).anomaly_map.max() < 1e-4
+
+
+def test_the_memory_depends_on_neither_order_nor_batches() -> None:
+    images = parts(9)
+    one = fit(built(), images)
+    other = fit(built(), images.flip(0), batch=2)
+    torch.testing.assert_close(one.memory.bank, other.memory.bank, rtol=1e-4, atol=1e-5)
+
+
+def test_parts_seen_twice_are_remembered_once() -> None:
+    images = parts(5)
+    once, twice = fit(built(), images), fit(built(), torch.cat([images, images]), batch=10)
+    assert once.candidates.empty_table()["count"].shape == twice.candidates.empty_table()["count"].shape
+    torch.testing.assert_close(once.memory.bank, twice.memory.bank, rtol=1e-4, atol=1e-5)
+
+
+def test_the_choice_follows_the_seed_and_travels_with_the_weights() -> None:
+    images = parts(9)
+    first, other = fit(built(seed=0), images), built(seed=1)
+    assert int(first.candidates.key) != int(other.candidates.key)
+    other.load_state_dict(first.state_dict())
+    assert torch.equal(fit(other, images).memory.bank, first.memory.bank)
+
+
+def test_memory_and_disk_are_bounded_by_their_settings_whatever_the_number_of_parts() -> None:
+    detector = built(candidate_patches=64 * 5, memory_patches=50)
+    before = sum(tensor.numel() for tensor in detector.state_dict().values())
+    fit(detector, parts(40), batch=20)
+    assert detector.candidates.empty_table()["patches"].shape == (64, 5, 48)
+    assert detector.memory.bank.shape == (1, 50, 48)
+    assert sum(tensor.numel() for tensor in detector.state_dict().values()) == before
+
+
+def test_more_parts_than_rows_leave_each_place_another_choice_of_whole_patches() -> None:
+    images, detector = parts(20), built(candidate_patches=64 * 4)
+    fit(detector, images)
+    everything = every_patch(detector, images)
+    table = detector.candidates.empty_table()
+    with torch.no_grad():
+        detector.candidates.add(table, images, everything)
+    assert (table["count"] == 1).all()
+    held = detector.candidates.gathered(table)
+    chosen = [
+        {int((everything[:, place] - row).abs().sum(dim=1).argmin()) for row in held[place]} for place in range(64)
+    ]
+    assert all(len(parts_here) == 4 for parts_here in chosen)
+    assert set().union(*chosen) == set(range(20))
+    exact = [torch.cdist(held[place], everything[:, place]).amin(dim=1).max() for place in range(64)]
+    assert max(exact) < 1e-3
+
+
+def test_addresses_of_parts_that_differ_in_one_pixel_differ() -> None:
+    torch.manual_seed(0)
+    candidates = Candidates(4, 2, 8)
+    image = parts(1)
+    other = image.clone()
+    other[0, 0, 5, 5] += 1 / 255
+    assert candidates._addresses_of(image) != candidates._addresses_of(other)
+    assert candidates._addresses_of(image) == candidates._addresses_of(
+        image.contiguous(memory_format=torch.channels_last)
+    )
+
+
+def test_whitened_patches_vary_alike_in_all_directions_about_their_own_place(ours: PatchCore) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(4, 4, generator=generator)
+    patches = torch.randn(30, 50, 4, generator=generator) @ mixing + 10 * torch.rand(30, 1, 4, generator=generator)
+    away = (patches - patches.mean(dim=1, keepdim=True)).flatten(0, 1).double().numpy()
+    expected = away.T @ away / (30 * 49)
+    np.testing.assert_allclose(shared_covariance(patches, 1e-6), expected, rtol=1e-3, atol=1e-3)
+    assert not torch.equal(ours.whiten, torch.eye(48))
+
+
+def test_a_place_where_good_parts_differ_more_has_a_larger_unit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    patches = torch.randn(2, 2000, 3, generator=generator) * torch.tensor([1.0, 2.0]).view(2, 1, 1)
+    torch.testing.assert_close(units(patches, 0.0), torch.ones(2))
+    found = units(patches, 0.5)  # variances 1 and 4, in the mean 2.5
+    torch.testing.assert_close(found.square(), torch.tensor([0.5 + 0.2, 0.5 + 0.8]), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_or_two_parts_are_enough_to_learn_from(count: int) -> None:
+    for changes in ({}, {**OURS, "neighbours": 1}):
+        detector = fit(built(**changes), parts(count))
+        with torch.no_grad():
+            prediction = detector(parts(2, seed=3))
+        assert prediction.anomaly_map.isfinite().all() and prediction.score.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["fitted", "ours"])
+def test_a_planted_defect_is_the_highest_place_of_the_map(name: str, request: pytest.FixtureRequest) -> None:
+    detector, image = request.getfixturevalue(name), parts(1, seed=8)
+    with torch.no_grad():
+        good = detector(image)
+        image[:, :, 32:48, 8:24] = 1.0
+        bad = detector(image)
+    assert bad.score > good.score
+    row, column = divmod(int(bad.anomaly_map.flatten().argmax()), 64)
+    assert 24 <= row < 56 and column < 32
+
+
+@pytest.mark.slow
+def test_the_exported_program_of_our_settings_equals_the_detector(ours: PatchCore) -> None:
+    images = parts(3, seed=2)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(ours, (images[:2],), dynamic_shapes=({0: batch},)).module()
+    torch.testing.assert_close(program(images).anomaly_map, ours(images).anomaly_map)
+
+
+def test_the_quick_preset_is_the_paper_s_method_with_our_settings() -> None:
+    quick = PatchCoreConfig(**PatchCore.quick.method, backbone="embedded")
+    assert (quick.neighbourhood_px, quick.whitened, quick.sampling) == (8, True, "k_means")
+    paper = PatchCoreConfig()
+    assert (paper.neighbourhood_px, paper.whitened, paper.sampling, paper.own_spread) == (None, False, "coreset", 0)
