@@ -90,9 +90,16 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "run"
 
 
+def need_backends() -> None:
+    """Skips the test where what makes and runs bundles is not installed."""
+    for library in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+        pytest.importorskip(library, reason=f"bundles need {library}: pip install 'threecad[train]'")
+
+
 @pytest.fixture(scope="session")
 def bundles(fitted: Path) -> dict[str, Path]:
     """Bundles of `fitted` by backend, proved on its own parts."""
+    need_backends()
     from threecad.export.bundling import export_run
 
     folders = {backend: fitted.parent / backend for backend in ("onnx", "openvino")}

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from typer.testing import CliRunner
 
 import threecad
-from conftest import HEIGHT, WIDTH, plate, save
+from conftest import HEIGHT, WIDTH, need_backends, plate, save
 from threecad.cli import app
 from threecad.errors import BundleError, DataError, RunError, SettingsError
 from threecad.export import bundling
@@ -35,6 +34,12 @@ from threecad.tensors import to_tensor
 from threecad.verdicts import AREAS_PX, GoodPart, GoodScores, Verdicts, VerdictSettings, read_verdicts, write_verdicts
 
 BACKENDS = ("onnx", "openvino")
+
+
+@pytest.fixture(autouse=True)
+def backends() -> None:
+    """What every test here needs."""
+    need_backends()
 
 
 @pytest.fixture
@@ -93,6 +98,8 @@ def test_a_bundle_says_what_it_is_and_what_every_file_in_it_is(backend: str, bun
 
 
 def test_an_onnx_file_is_one_file_of_a_known_opset_in_the_words_of_model_api(bundles: dict[str, Path]) -> None:
+    import onnx
+
     record, good = Bundle(bundles["onnx"]).read_record(), read_verdicts(bundles["onnx"]).good
     model = onnx.load(bundles["onnx"] / "detector.onnx")
     onnx.checker.check_model(model)

@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
+from typer.testing import CliRunner
 
 import threecad
-from conftest import plate, save
+from conftest import need_backends, plate, save
 from threecad import runtime
-from threecad.errors import BundleError, DataError, SettingsError
+from threecad.cli import app
+from threecad.errors import BundleError, DataError, RunError, SettingsError
 from threecad.prediction import predict_files
 from threecad.runtime.networks import unit_range
 from threecad.tensors import to_tensor
@@ -45,6 +47,7 @@ def copied(bundles: dict[str, Path], tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def line_pc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A site-packages folder with what `pip install threecad[onnx]` brings, and nothing else."""
+    need_backends()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["onnx"]]
     site = tmp_path_factory.mktemp("line") / "site-packages"
@@ -107,7 +110,7 @@ def test_the_line_pc_needs_no_torch_to_predict_and_to_verify(
     line_pc: Path, bundles: dict[str, Path], fitted: Path, tmp_path: Path
 ) -> None:
     assert not (line_pc / "torch").exists() and (line_pc / "onnxruntime").exists()
-    part = save(tmp_path / "part.png", plate(7))
+    part = save(tmp_path / "part.png", plate(307))  # not one of the good parts, whose share is a tie with itself
     result = on_line_pc(line_pc, "predict", str(bundles["onnx"]), str(part), "--out", str(tmp_path / "line"))
     assert result.returncode == 0, result.stderr
     predict_files(fitted, [part], tmp_path / "run")
@@ -224,3 +227,12 @@ def test_openvino_computes_in_float32_whatever_the_processor_prefers(bundles: di
     assert hint.to_string() == "f32"
     recorded = runtime.Bundle(bundles["openvino"]).read_record().settings
     assert recorded["INFERENCE_PRECISION_HINT"] == "f32"
+
+
+@pytest.mark.parametrize("arguments", [["verdict"], ["calibrate", "parts"]])
+def test_what_works_on_runs_says_so_of_a_bundle(arguments: list[str], bundles: dict[str, Path]) -> None:
+    bundle = bundles["onnx"]
+    answer = CliRunner().invoke(app, [arguments[0], str(bundle), *arguments[1:]])
+    assert isinstance(answer.exception, RunError)
+    said = f"expected a run, found the bundle {bundle}: only predict and verify take one; "
+    assert str(answer.exception) == said + "change the run and export it again"

@@ -58,7 +58,7 @@ def predict(
     for error in summary.errors:
         note(f"threecad: {error}")
     if not summary.can_judge:
-        note("nothing can be OK without good parts to compare with: add some with `threecad calibrate RUN FOLDER`")
+        note(f"nothing can be OK without good parts to compare with: add some with `threecad calibrate {run} FOLDER`")
     verdicts = ", ".join(f"{summary.verdicts[word]} {word}" for word in ("OK", "REVIEW", "NG"))
     failed = f", {len(summary.errors)} failed" if summary.errors else ""
     result(f"{summary.table}: {summary.count} images: {verdicts}{failed}")
