@@ -90,6 +90,24 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "run"
 
 
+def need_backends() -> None:
+    """Skips the test where what makes and runs bundles is not installed."""
+    for library in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+        pytest.importorskip(library, reason=f"bundles need {library}: pip install 'threecad[train]'")
+
+
+@pytest.fixture(scope="session")
+def bundles(fitted: Path) -> dict[str, Path]:
+    """Bundles of `fitted` by backend, proved on its own parts."""
+    need_backends()
+    from threecad.export.bundling import export_run
+
+    folders = {backend: fitted.parent / backend for backend in ("onnx", "openvino")}
+    for backend, folder in folders.items():
+        export_run(fitted, folder, backend, data=fitted.parent / "data")  # type: ignore[arg-type]
+    return folders
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder for every test, so that none finds what another one left."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from conftest import plate, save
+from threecad import prediction
 from threecad.checkpoint import load_detector
 from threecad.errors import DataError, FileError, RunError
 from threecad.images import read_image, resize_map
@@ -19,6 +22,7 @@ from threecad.inference import load
 from threecad.inputs import gather
 from threecad.prediction import predict_files
 from threecad.prediction_table import COLUMNS
+from threecad.predictor import Predictor
 from threecad.runs import RunFolder
 from threecad.tensors import to_tensor
 from threecad.verdicts import GoodScores, Verdicts
@@ -234,13 +238,11 @@ def test_maps_and_overlays_can_be_left_out(parts: Path, tmp_path: Path, fitted: 
 def test_a_score_that_is_not_finite_is_an_error_row_and_never_a_share(
     parts: Path, tmp_path: Path, fitted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import threecad.prediction as prediction
-
     sick = load(fitted)
     network = sick.network
     sick.network = lambda pixels: (network(pixels)[0], np.full(len(pixels), np.nan))  # type: ignore[assignment]
     sick.network.image_size, sick.network.precision = network.image_size, network.precision
-    monkeypatch.setattr(prediction, "load", lambda *args, **options: sick)
+    monkeypatch.setattr(prediction, "open_predictor", lambda *args, **options: sick)
     summary = predict_files(fitted, [parts], tmp_path / "out")
     assert len(summary.errors) == 5
     for row in rows_of(tmp_path / "out" / "predictions.csv"):
@@ -304,3 +306,17 @@ def test_rows_under_other_budgets_are_not_gone_on_with(parts: Path, tmp_path: Pa
     change_verdict(run, review_at=0.5)
     with pytest.raises(RunError, match="choose another --out, or leave out --resume"):
         predict_files(run, [parts], tmp_path / "out", resume=True)
+
+
+def test_images_larger_than_the_fit_allows_are_looked_at_when_asked(
+    parts: Path, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = prediction.open_predictor
+
+    def with_small_limit(*args: Any, **options: Any) -> Predictor:
+        return replace(usual(*args, **options), decoding={"max_pixels": 100})
+
+    monkeypatch.setattr(prediction, "open_predictor", with_small_limit)
+    refused = predict_files(fitted, [parts / "a.png"], tmp_path / "out")
+    assert "predict takes --max-pixels 6144, elsewhere --set data.max_pixels=6144 allows it" in refused.errors[0]
+    assert predict_files(fitted, [parts / "a.png"], tmp_path / "out", max_pixels=6144).errors == []

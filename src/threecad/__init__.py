@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from threecad import metrics
     from threecad.evaluation import evaluate_run as evaluate
     from threecad.fitting import fit
-    from threecad.inference import load
-    from threecad.inference import predict_pictures as predict
     from threecad.methods import METHODS
+    from threecad.opening import open_predictor as load
+    from threecad.opening import predict_pictures as predict
     from threecad.presets import build
 
 _HOME = {
@@ -26,8 +26,8 @@ _HOME = {
     "build": ("threecad.presets", "build"),
     "evaluate": ("threecad.evaluation", "evaluate_run"),
     "fit": ("threecad.fitting", "fit"),
-    "load": ("threecad.inference", "load"),
-    "predict": ("threecad.inference", "predict_pictures"),
+    "load": ("threecad.opening", "open_predictor"),
+    "predict": ("threecad.opening", "predict_pictures"),
 }
 
 __all__ = ["METHODS", "__version__", "build", "evaluate", "fit", "load", "metrics", "predict"]

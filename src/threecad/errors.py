@@ -38,6 +38,10 @@ class RunError(ThreeCADError):
     """A run folder that is not empty, not complete, or belongs to something else."""
 
 
+class BundleError(ThreeCADError):
+    """A bundle that is damaged, cannot run here, or gives other verdicts than the run it was made from."""
+
+
 class FileError(ThreeCADError):
     """A file that cannot be written, or that holds something else than it should."""
 

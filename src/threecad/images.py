@@ -259,7 +259,7 @@ def _refuse_unusable(image: Image.Image, path: Path, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise DataError(
             f"{path} cannot be read: expected at most {max_pixels} pixels, found {height}×{width}; "
-            f"--set data.max_pixels={width * height} allows it"
+            f"predict takes --max-pixels {width * height}, elsewhere --set data.max_pixels={width * height} allows it"
         )
     pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
     if pages > 1:

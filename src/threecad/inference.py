@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from threecad.devices import autocast, best_device, choose_device, resolve_preci
 from threecad.errors import DataError, RunError
 from threecad.framing import Framing, MapUnits, Region, Tiles
 from threecad.images import decoding_of, read_mask
-from threecad.predictor import BATCH, Found, Picture, Predictor, Result, predict_all
+from threecad.predictor import BATCH, Found, Predictor, predict_all
 from threecad.records import Prediction
 from threecad.runs import RunFolder, RunRecord
 from threecad.settings import DataSettings
@@ -124,16 +124,6 @@ def recorded_framing(folder: RunFolder, record: RunRecord) -> Framing:
         region = Region(mask, record.region_fill, record.region_is_exact)
     height, width = record.settings["method"]["image_size"]
     return Framing((height, width), region, tiles)
-
-
-def predict_pictures(run: Path | str, inputs: Picture | Sequence[Picture]) -> Result | list[Result]:
-    """What a run says of one or many pictures; to look at parts again and again, `load` it once.
-
-    Raises:
-        RunError: as of `load`.
-        DataError: as of a `Predictor`.
-    """
-    return load(run)(inputs)
 
 
 def predict(

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from threecad.verdicts import Verdicts
 
@@ -83,6 +82,8 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, scale: Scale) -> np.ndar
 
 def outlined(image: np.ndarray, region: np.ndarray, line: tuple[int, int, int] = LINE) -> np.ndarray:
     """The image (H, W, 3) uint8 with a line just around a region (H, W) of it, 1 px wide for every 256 px."""
+    from scipy import ndimage
+
     width = max(1, round(max(region.shape) / 256))
     near = ndimage.maximum_filter(region.view(np.uint8), 2 * width + 1, mode="constant").view(bool)
     drawn = image.copy()

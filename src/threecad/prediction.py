@@ -19,8 +19,8 @@ import numpy as np
 from threecad.data.hashes import Progress
 from threecad.errors import DataError
 from threecad.images import MAX_PIXELS, image_size, read_image, write_png, write_tiff
-from threecad.inference import load
 from threecad.inputs import Input, gather
+from threecad.opening import open_predictor
 from threecad.overlay import Scale, overlay
 from threecad.prediction_table import PredictionTable, Row
 from threecad.predictor import BATCH, Found, Predictor
@@ -71,10 +71,11 @@ def predict_files(
     device: str | None = None,
     precision: str | None = None,
     category: str | None = None,
+    max_pixels: int | None = None,
     progress: Progress | None = None,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Summary:
-    """What a run says of images, left in the folder `out`:
+    """What a run or a bundle says of images, left in the folder `out`:
 
         predictions.csv      a row an image, in the order of the inputs
         regions.jsonl        a line an image: boxes, areas and peaks of what good parts do not have
@@ -91,17 +92,21 @@ def predict_files(
         batch: images that go through the network together.
         device: as of `threecad.load`; likewise `precision`.
         category: whose good parts to compare with, where the run has learnt several.
+        max_pixels: pixels of the largest image that is read; without, what the fit has set.
         progress: called with how many images are done, and how many there are.
         notify: called with a line worth reading.
 
     Raises:
         DataError: an input that is not there, a folder without images, or two images of the same place.
-        RunError: a run that cannot be loaded, or results of another run to go on with.
+        RunError, BundleError: a run or a bundle that cannot be loaded.
+        RunError: results of another run to go on with.
         SettingsError: a category that was not learnt, or several and none is named.
         FileError: a folder that cannot be written.
     """
     images = gather(inputs, out)
-    predictor = load(run, device=device, precision=precision, notify=notify)
+    predictor = open_predictor(run, device=device, precision=precision, notify=notify)
+    if max_pixels is not None:
+        predictor = replace(predictor, decoding={**predictor.decoding, "max_pixels": max_pixels})
     verdicts = predictor.verdicts
     category = verdicts.good.category(category)
     scale = Scale.of_good(verdicts, category)

@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from threecad.errors import RunError
 from threecad.files import is_leftover, write_text
 from threecad.settings import Settings
-from threecad.verdicts import Conditions, GoodScores, Verdicts, read_verdict
+from threecad.verdicts import Conditions, Verdicts, read_verdicts, write_verdicts
 
 FORMAT = 3
 """Version of the run folder; a reader refuses any other."""
@@ -142,6 +142,11 @@ class RunFolder:
         try:
             content = json.loads(self.record_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
+            if (self.path / "bundle.json").is_file():
+                raise RunError(
+                    f"expected a run, found the bundle {self.path}: only predict and verify take one; "
+                    "change the run and export it again"
+                ) from None
             raise RunError(
                 f"expected a run folder with run.json at {self.path}, found none; `threecad fit` makes one"
             ) from None
@@ -165,26 +170,12 @@ class RunFolder:
 
     def write_verdicts(self, verdicts: Verdicts) -> None:
         """Replace `good.json`, then `verdict.toml`."""
-        write_text(self.good_file, verdicts.good.model_dump_json(indent=1) + "\n")
-        write_text(self.verdict_file, verdicts.as_toml())
+        write_verdicts(self.path, verdicts)
 
     def read_verdicts(self) -> Verdicts:
         """The good parts of the run, and the budgets in its `verdict.toml`; the usual ones where it has been removed.
 
         Raises:
-            RunError: `good.json` is missing or not ours, or `verdict.toml` is another run's.
-            SettingsError: a budget that does not fit.
+            RunError, SettingsError: as `verdicts.read_verdicts`.
         """
-        try:
-            good = GoodScores.from_json(self.good_file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise RunError(f"{self.good_file} cannot be read: {error}; calibrate or fit again") from None
-        except RunError as error:
-            raise RunError(f"{self.good_file}: {error}") from None
-        try:
-            text = self.verdict_file.read_text(encoding="utf-8-sig")
-        except FileNotFoundError:
-            return Verdicts(good)
-        except (OSError, UnicodeDecodeError) as error:
-            raise RunError(f"{self.verdict_file} cannot be read: {error}") from None
-        return Verdicts(good, read_verdict(text, good.stamp, str(self.verdict_file)))
+        return read_verdicts(self.path)

@@ -21,6 +21,7 @@ from threecad.cli import (
     data,
     demo,
     evaluate,
+    export,
     fit,
     methods,
     predict,
@@ -32,6 +33,9 @@ from threecad.cli import (
 )
 from threecad.cli.terminal import is_quiet, prepare_streams
 from threecad.errors import ThreeCADError
+
+TRAINING = ("torch", "torchvision", "timm", "lightning_fabric", "safetensors", "tomli_w", "jinja2", "FrEIA")
+"""Packages that a line's PC goes without."""
 
 UNWRAPPED = 10_000  # columns of a help text that goes into a file or another program
 
@@ -49,6 +53,8 @@ app.command()(evaluate.evaluate)
 app.command()(predict.predict)
 app.command()(verdict.verdict)
 app.command()(verdict.calibrate)
+app.command()(export.export)
+app.command()(export.verify)
 app.command()(show.show)
 app.add_typer(data.app)
 app.command()(benchmark.benchmark)
@@ -74,6 +80,11 @@ def main() -> NoReturn:
         code = 2
         if not is_quiet():
             print(f"threecad: {error}", file=sys.stderr)
+    except ModuleNotFoundError as error:
+        if error.name not in TRAINING:
+            raise
+        code = 2
+        print(f"threecad: this needs {error.name}; install it with: pip install 'threecad[train]'", file=sys.stderr)
     except SystemExit as stop:
         code = stop.code
     except BrokenPipeError:

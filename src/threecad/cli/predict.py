@@ -12,7 +12,9 @@ from threecad.cli.terminal import counting, interruptible, note, progress, resul
 
 
 def predict(
-    run: Annotated[Path, Argument(metavar="RUN", help="Run folder of a fit.", show_default=False)],
+    run: Annotated[
+        Path, Argument(metavar="RUN|BUNDLE", help="Run folder of a fit, or bundle of an export.", show_default=False)
+    ],
     inputs: Annotated[
         list[Path],
         Argument(metavar="IMAGE|FOLDER...", help="Images, and folders of images at any depth.", show_default=False),
@@ -26,6 +28,9 @@ def predict(
     precision: Annotated[str | None, Option(metavar="P", help="float32 or bf16; the fit's without.")] = None,
     category: Annotated[
         str | None, Option(metavar="NAME", help="Whose good parts to compare with, in a run of several.")
+    ] = None,
+    max_pixels: Annotated[
+        int | None, Option(metavar="N", min=1, help="Pixels of the largest image that is read; the fit's without.")
     ] = None,
 ) -> None:
     """Say OK, REVIEW or NG of each image: predictions.csv, regions.jsonl, maps and overlays, at each image's own size.
@@ -46,6 +51,7 @@ def predict(
             device=device,
             precision=precision,
             category=category,
+            max_pixels=max_pixels,
             progress=counting(shown, "predicting"),
             notify=shown.notify,
         )

@@ -61,8 +61,8 @@ def make_app(line: Line, guard: Guard) -> FastAPI:
     """The service over a line, with its pages."""
     from threecad.station.pages import add_pages
 
-    about = {"title": "ThreeCAD station", "version": importlib.metadata.version("threecad")}
-    app = FastAPI(**about, docs_url=None, redoc_url=None)
+    version = importlib.metadata.version("threecad")
+    app = FastAPI(title="ThreeCAD station", version=version, docs_url=None, redoc_url=None)
     app.state.line, app.state.guard, app.state.watches = line, guard, Watches(line)
     for name in line.recipes:
         app.state.watches.update(name)

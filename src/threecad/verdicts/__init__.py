@@ -1,8 +1,9 @@
 """What is unusual among good parts, and what follows: shares, thresholds with a stated bound, verdicts, regions.
 
-Good parts' scores in (`good.py`), budgets in (`settings.py`, `verdict.toml`); thresholds by rank out (`bounds.py`), and
-with them OK, REVIEW or NG (`decide.py`) and the areas that good parts do not have (`areas.py`). `looks.py` notices
-images that cannot show a part; `plot.py` draws scores and thresholds. Nothing here knows of networks.
+Good parts' scores in (`good.py`), budgets in (`settings.py`); thresholds by rank out (`bounds.py`), and with them OK,
+REVIEW or NG (`decide.py`) and the areas that good parts do not have (`areas.py`). `files.py` keeps `good.json` and
+`verdict.toml`; `looks.py` notices images that cannot show a part; `plot.py` draws scores and thresholds. Nothing here
+knows of networks.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from threecad.verdicts.bounds import (
     share_of,
 )
 from threecad.verdicts.decide import Escapes, Judged, Limits, Verdict, Verdicts, Word, per_cent, promise
+from threecad.verdicts.files import read_verdicts, write_verdicts
 from threecad.verdicts.good import (
     Conditions,
     GoodPart,
@@ -70,10 +72,12 @@ __all__ = [
     "promise",
     "promised_shares",
     "read_verdict",
+    "read_verdicts",
     "refuse_other_conditions",
     "regions",
     "scores_plot",
     "share_of",
     "smallest_share",
     "write_verdict",
+    "write_verdicts",
 ]

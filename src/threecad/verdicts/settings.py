@@ -5,7 +5,6 @@ from __future__ import annotations
 import tomllib
 from typing import Any, Self
 
-import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from threecad.errors import RunError, SettingsError, did_you_mean
@@ -107,6 +106,8 @@ def write_verdict(settings: VerdictSettings, stamp: str, limits: dict[str, Any])
         stamp: of the run's good parts, `GoodScores.stamp`.
         limits: thresholds and their promises by category, for readers only.
     """
+    import tomli_w  # a PC on the line only reads
+
     asked = tomli_w.dumps({"format": FORMAT, **settings.model_dump(), "run": stamp})
     return _HEAD + asked + (_LIMITS + tomli_w.dumps({"limits": limits}) if limits else "")
 

@@ -1,0 +1,53 @@
+"""A run or a bundle, opened: the one place that tells them apart. A bundle is opened without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from threecad.errors import RunError
+from threecad.predictor import Picture, Predictor, Result
+from threecad.runtime.bundle import is_bundle
+
+
+def open_predictor(
+    path: Path | str,
+    *,
+    device: str | None = None,
+    precision: str | None = None,
+    notify: Callable[[str], None] = lambda line: None,
+) -> Predictor:
+    """The predictor of a finished run, or of a bundle.
+
+    Args:
+        device: `cpu`, `cuda`, …; the best of this machine without.
+        precision: `float32`, `bf16` or `auto`; without, the one of the fit where this machine has it.
+        notify: called with a line where this machine's arithmetic is another than the fit's.
+
+    Raises:
+        RunError: there is no finished run, or it does not fit this version.
+        BundleError: a bundle that is damaged, or whose library is not installed.
+        SettingsError: a device or a precision that this machine does not have.
+    """
+    if is_bundle(Path(path)):
+        from threecad import runtime
+
+        return runtime.load(path, device=device, precision=precision)
+    if not (Path(path) / "run.json").exists():  # said without torch, too
+        raise RunError(
+            f"expected a run folder with run.json, or a bundle with bundle.json, at {path}, found neither; "
+            "`threecad fit` makes a run, `threecad export` a bundle"
+        )
+    from threecad.inference import load
+
+    return load(path, device=device, precision=precision, notify=notify)
+
+
+def predict_pictures(path: Path | str, inputs: Picture | Sequence[Picture]) -> Result | list[Result]:
+    """What a run or a bundle says of one or many pictures; to look at parts again and again, open it once.
+
+    Raises:
+        RunError, BundleError: as of `open_predictor`.
+        DataError: as of a `Predictor`.
+    """
+    return open_predictor(path)(inputs)

@@ -1,0 +1,141 @@
+"""What lies in a bundle, and the record that says what it is.
+
+BUNDLE/bundle.json          method, image size, tiles, conditions, versions, and the SHA-256 of every other file
+       detector.onnx        or detector.xml and detector.bin
+       good.json            the good parts that verdicts stand on
+       verdict.toml         how many of them may be rejected or set aside
+       roi.png              the region of interest, where there is one
+       proof.json           the trained and the exported detector side by side, picture by picture
+       maps.npz             the trained detector's maps of the pictures that travel along
+       pictures/            those pictures: a few good parts and a few defective ones
+       examples.png         each beside what the exported detector finds in it
+       licenses/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from threecad.errors import BundleError
+from threecad.framing import Framing, Region, Tiles
+from threecad.images import MAX_PIXELS, read_mask
+
+FORMAT = 1
+"""Version of the bundle; a reader refuses any other."""
+
+PREPROCESSING = "decoded and resized by Pillow, bilinear with antialiasing; RGB / 255 as float32 (batch, 3, H, W)"
+
+Backend = Literal["onnx", "openvino"]
+
+
+class BundleRecord(BaseModel):
+    """What `bundle.json` says."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    format: int = FORMAT
+    backend: Backend
+    model: str  # the file that the backend opens
+    opset: int | None = None  # of an ONNX file, as read back from it
+    method: str
+    categories: list[str]
+    image_size: tuple[int, int]  # height and width that pictures are resized to
+    preprocessing: str = PREPROCESSING
+    decoding: dict[str, Any] = Field(default_factory=dict)  # keywords of `read_image`
+    precision: Literal["float32"] = "float32"  # of the arithmetic, asked of the backend explicitly
+    settings: dict[str, str] = Field(default_factory=dict)  # of the backend
+    tiles: Tiles | None = None  # into which pictures are cut
+    region_fill: tuple[int, int, int] | None = None  # the colour outside roi.png
+    region_is_exact: bool = True  # made for pictures of its own size
+    map_units: dict[str, tuple[float, float]] = Field(default_factory=dict)  # centre and spread of good parts' peaks
+    conditions: dict[str, str | int | float | bool | None]  # what scores depend on; also those of good.json
+    fit: dict[str, Any]  # how the run came about
+    versions: dict[str, str]  # of the libraries that made the bundle
+    files: dict[str, str]  # SHA-256 of every other file, by its place in the bundle
+    sha256: str = ""  # of this record without this field
+
+
+class Bundle:
+    """The files of one bundle."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record_file = path / "bundle.json"
+        self.proof_file = path / "proof.json"
+        self.maps_file = path / "maps.npz"
+        self.pictures = path / "pictures"
+        self.region_file = path / "roi.png"
+
+    def read_record(self) -> BundleRecord:
+        """What `bundle.json` says.
+
+        Raises:
+            BundleError: it is missing, not ours, changed, or of another version.
+        """
+        try:
+            content = json.loads(self.record_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise BundleError(
+                f"expected a bundle with bundle.json at {self.path}, found none; `threecad export` makes one"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{self.record_file} is not readable: {error}") from None
+        version = content.get("format") if isinstance(content, dict) else None
+        if version != FORMAT:
+            raise BundleError(f"{self.record_file}: expected bundle format {FORMAT}, found {version}; export it again")
+        try:
+            record = BundleRecord.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise BundleError(f"{self.record_file} is damaged: {where}: {first['msg']}") from None
+        if record.sha256 != digest(record):
+            raise BundleError(f"{self.record_file} was changed after the export; export the run again")
+        return record
+
+    def read_framing(self, record: BundleRecord) -> Framing:
+        """What of a picture the network sees."""
+        region = None
+        if record.region_fill is not None:
+            mask = read_mask(self.region_file, max_pixels=record.decoding.get("max_pixels", MAX_PIXELS)).astype(bool)
+            region = Region(mask, record.region_fill, record.region_is_exact)
+        return Framing(record.image_size, region, record.tiles)
+
+    def refuse_unless_whole(self, record: BundleRecord) -> None:
+        """Nothing, where every file is there and as it was exported.
+
+        Raises:
+            BundleError: a file is missing or has changed; names it.
+        """
+        for place, expected in record.files.items():
+            file = self.path / place
+            try:
+                found = file_sha256(file)
+            except OSError as error:
+                raise BundleError(
+                    f"the bundle is incomplete: {file} cannot be read: {error.strerror}; copy it again"
+                ) from None
+            if found != expected:
+                raise BundleError(f"{file} is not the file that was exported: a byte has changed; copy it again")
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a folder is a bundle, by the record in it."""
+    return (path / "bundle.json").is_file()
+
+
+def digest(record: BundleRecord) -> str:
+    """SHA-256 of all that a record says beside its own."""
+    content = record.model_dump(mode="json", exclude={"sha256"})
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def file_sha256(file: Path) -> str:
+    """SHA-256 of a file's bytes in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
