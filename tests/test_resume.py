@@ -132,8 +132,12 @@ def test_ctrl_c_saves_the_state_and_resuming_ends_with_the_same_bits(tree: Path,
     assert_same_run(run, reference)
 
 
-def test_signals_are_handled_as_before_once_the_fit_is_over(interrupted: Path) -> None:
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+def test_signals_are_handled_as_before_once_the_fit_is_over(tree: Path, tmp_path: Path) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    with pytest.raises(Interrupted):
+        threecad.fit("destseg", tree, tmp_path / "run", settings=settings(steps=5), callback=stop_at("student", 1))
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_a_second_fit_into_the_same_folder_says_that_resuming_is_possible(tree: Path, interrupted: Path) -> None:
