@@ -28,6 +28,7 @@ from PIL import Image, UnidentifiedImageError
 
 from threecad.errors import DataError
 from threecad.files import replacing
+from threecad.signatures import kind_of_file
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
@@ -38,15 +39,6 @@ Decoding = Mapping[str, Any]
 """How files become pixels: keywords of `read_image`."""
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # Pillow knows many more, some of which start other programs
-_SIGNATURES = {  # what else lies in files that are called .png, by their first bytes
-    b"GIF8": "a gif",
-    b"%PDF": "a pdf",
-    b"%!PS": "a PostScript program",
-    b"8BPS": "a Photoshop file",
-    b"\x00\x00\x00\x0cjP  ": "a jp2",
-    b"version https://git-lfs": "a pointer to a file that Git LFS has not fetched",
-}
-_BRANDS = {b"avif": "an avif", b"heic": "a heic", b"mif1": "a heic"}
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -210,7 +202,9 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
             raise DataError(f"{path} is a link to {path.readlink()}, which is not there") from None
         raise DataError(f"expected an image at {path}, found no such file") from None
     except UnidentifiedImageError:
-        raise DataError(f"{path} cannot be read: expected a png, jpg, bmp or tif image, found {_kind(path)}") from None
+        raise DataError(
+            f"{path} cannot be read: expected a png, jpg, bmp or tif image, found {kind_of_file(path)}"
+        ) from None
     except MemoryError:
         raise DataError(f"{path} cannot be read: there is not enough memory for its pixels") from None
     except OSError as error:
@@ -239,19 +233,6 @@ def _open(file: io.BufferedReader) -> Image.Image:
             except (SyntaxError, IndexError, TypeError, struct.error):
                 break
     raise UnidentifiedImageError
-
-
-def _kind(path: Path) -> str:
-    """What a file that is no image of ours holds, as far as its first bytes tell."""
-    with path.open("rb") as file:
-        start = file.read(32)
-    if not start:
-        return "an empty file"
-    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-        return "a webp"
-    if start[4:8] == b"ftyp":
-        return _BRANDS.get(start[8:12], "a film")
-    return next((kind for signature, kind in _SIGNATURES.items() if start.startswith(signature)), "something else")
 
 
 def _refuse_unusable(image: Image.Image, path: Path, max_pixels: int) -> None:
