@@ -12,9 +12,9 @@ from scipy import ndimage
 
 from threecad.errors import SettingsError
 from threecad.images import Decoding, read_image, resize_map
+from threecad.opening import open_predictor
 from threecad.overlay import Scale
 from threecad.predictor import Predictor, Result
-from threecad.runs import RunFolder
 from threecad.verdicts import GoodLooks, GoodPart, Look, Verdicts, image_name, look, per_cent
 
 
@@ -157,15 +157,12 @@ def open_recipes(folders: Sequence[Path]) -> dict[str, Recipe]:
 
 
 def _of_folder(folder: Path) -> list[Recipe]:
-    from threecad.inference import load
-
-    predictor = load(folder)
-    record = RunFolder(folder).read_record()
+    predictor = open_predictor(folder)
     name = folder.resolve().name
-    names = predictor.verdicts.good.categories or record.categories
+    names = predictor.verdicts.good.categories or [name]  # without good parts every verdict is REVIEW, by any name
     recipes = []
     for category in names:
         own_name = name if len(names) == 1 else f"{name}-{category}"
         budgets = predictor.verdicts.settings.model_dump()
-        recipes.append(Recipe(own_name, folder, category, predictor, record.detector_sha256 or "", budgets))
+        recipes.append(Recipe(own_name, folder, category, predictor, str(predictor.conditions["detector"]), budgets))
     return recipes
