@@ -34,7 +34,7 @@ from threecad.tensors import seed_everything, to_tensor
 from threecad.training import train
 
 PACE: dict[str, tuple[int, dict[str, object]]] = {
-    "rd": (60, {}),
+    "rd": (120, {}),
     "cfrg": (60, {"image_size": (64, 64), "learning_rate": 1e-3}),
     "crad": (120, {}),
     "draem": (160, {"learning_rate": 2e-3}),
