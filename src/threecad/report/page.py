@@ -25,7 +25,7 @@ from threecad.runs import RunFolder, RunRecord
 from threecad.verdicts import Verdicts, scores_plot
 
 WORDS = ("NG", "REVIEW", "OK")
-HEADLINE = {"I-AUROC": "i_auroc", "P-AUROC": "p_auroc", "P-PRO": "p_pro", "AP": "p_ap"}
+HEADLINE = {"I-AUROC": "i_auroc", "P-AUROC": "p_auroc", "P-PRO pooled": "p_pro", "AP": "p_ap"}
 
 
 CONFESSION = (
