@@ -369,4 +369,4 @@ def test_two_devices_can_be_asked_for_on_the_command_line(tree: Path, tmp_path: 
     assert result.returncode == 0, result.stderr[-3000:]
     record = RunFolder(out).read_record()
     assert (record.devices, record.steps, record.finished) == (2, 2, True)
-    assert threecad.load(out)(torch.rand(1, 3, 64, 64)).score.isfinite().all()
+    assert np.isfinite(threecad.load(out)(np.zeros((48, 64, 3), np.uint8)).score)
