@@ -38,8 +38,8 @@ PACE: dict[str, tuple[int, dict[str, object]]] = {
     "cfrg": (60, {"image_size": (64, 64), "learning_rate": 1e-3}),
     "crad": (120, {}),
     "draem": (160, {"learning_rate": 2e-3}),
-    "destseg": (120, {}),
-    "realnet": (80, {"learning_rate": 1e-3, "width_ratio": 0.125, "standardised": True}),
+    "destseg": (200, {}),
+    "realnet": (200, {"learning_rate": 1e-3, "width_ratio": 0.125, "standardised": True}),
 }
 """Steps and settings of the methods for which 40 steps at the paper's rate are no beginning yet.
 
