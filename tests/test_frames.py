@@ -18,7 +18,7 @@ METHOD = {"backbone": "resnet10t.c3_in1k", "weights": "random", "image_size": 64
 
 
 def fit(tree: Path, run: Path, **data: object) -> Path:
-    settings = {"method": METHOD, "data": {"holdout": 0.25, **data}, "training": {"precision": "float32"}}
+    settings = {"method": METHOD, "data": {"holdout": 0.25} | data, "training": {"precision": "float32"}}
     threecad.fit("padim", tree, run, settings=settings)
     return run
 
@@ -165,3 +165,13 @@ def test_grey_levels_of_fewer_bits_are_scaled_alike_in_fit_and_prediction(tmp_pa
     deep(50).save(tmp_path / "a.png")
     shallow = np.repeat(plate(50)[..., :1], 3, axis=2)
     assert predictor(tmp_path / "a.png").score == pytest.approx(predictor(shallow).score, rel=0.2)
+
+
+def test_what_lies_outside_is_painted_in_the_parts_colour_whatever_their_depth(tmp_path: Path) -> None:
+    folder = tmp_path / "parts" / "good"
+    folder.mkdir(parents=True)
+    for number in range(4):
+        Image.fromarray(plate(number)[..., 0].astype(np.uint16) << 4).save(folder / f"{number}.png")
+    run = fit(folder, tmp_path / "run", roi=[[0.0, 0.0, 0.5, 1.0]], bits=12, holdout=0.0)
+    expected = np.mean([plate(number)[:, :32, 0] for number in range(4)])
+    assert RunFolder(run).read_record().region_fill == pytest.approx([expected] * 3, abs=3)

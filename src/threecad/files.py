@@ -7,6 +7,7 @@ finds the file of before or the new one, never a half; a killed process leaves a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -56,6 +57,26 @@ def replacing(path: Path) -> Iterator[Path]:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `folder` when the block ends well and is gone when it does not.
+
+    Where `folder` is there already it is empty.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=_PREFIX) as beside:
+            building = Path(beside) / folder.name
+            building.mkdir()
+            yield building
+            if folder.exists():
+                folder.rmdir()
+            building.rename(folder)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -115,6 +136,12 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FileError(f"{path} is not readable JSON: {error}") from None
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -147,19 +147,18 @@ def framing_of(settings: Settings, data: FitData) -> Framing:
         DataError: a region that covers nothing or is not the images' size, tiles larger than an image.
     """
     chosen, size = settings.data, settings.method.image_size
-    tiles = None
-    if chosen.tiles is not None or chosen.tile_px is not None:
-        tiles = Tiles(chosen.tiles, chosen.tile_px, chosen.tile_overlap, chosen.whole)
-        tiles.boxes(data.sizes[0])
+    tiles = Tiles.of(chosen.model_dump())
+    if tiles is not None:
+        tiles.boxes(data.sizes[0])  # tiles that are too large are refused here
     region = None
     if chosen.roi is not None:
-        region = read_region(chosen.roi)
+        region = read_region(chosen.roi, data.decoding)
         for sample, own in zip(data.learnt, data.sizes, strict=True):
             try:
                 region.at(own)
             except DataError as error:
                 raise DataError(f"{sample.image}: {error}") from None
-        region = replace(region, fill=mean_colour(data.learnt, region, size))
+        region = replace(region, fill=mean_colour(data.learnt, region, size, data.decoding))
     return Framing(size, region, tiles)
 
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from threecad.errors import DataError
-from threecad.images import resize_image, resize_map
+from threecad.images import Decoding, limit_of, read_mask, resize_image, resize_map
 
 LEAST_WEIGHT = 1e-3
 """Weight of a tile's outermost pixel, where the Hann window itself is 0 and may be the only one."""
@@ -52,6 +53,14 @@ class Tiles:
     overlap: float = 0.25  # of neighbours, as a share of a tile
     whole: bool = True  # the whole picture goes through as well, so that large defects are seen
 
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Tiles | None:
+        """What the table [data] of a run's settings says of tiles; None where it asks for none."""
+        grid, side_px = data.get("tiles"), data.get("tile_px")
+        if grid is None and side_px is None:
+            return None
+        return cls(grid and (grid[0], grid[1]), side_px, data["tile_overlap"], data["whole"])
+
     def boxes(self, size: tuple[int, int]) -> list[Box]:
         """The tiles of a picture of `size` (height, width), row by row; together they cover it.
 
@@ -81,6 +90,19 @@ class Region:
     mask: np.ndarray  # (h, w) of bool
     fill: tuple[int, int, int] = (128, 128, 128)  # the good parts' mean colour
     is_exact: bool = True  # made for pictures of the mask's own size; else it is stretched to any
+
+    @classmethod
+    def recorded(
+        cls, file: Path, fill: tuple[int, int, int] | None, is_exact: bool, decoding: Decoding
+    ) -> Region | None:
+        """The region that a run or a bundle keeps in `file`; None where it has no fill colour, and so no region.
+
+        Raises:
+            DataError: the file is missing or damaged.
+        """
+        if fill is None:
+            return None
+        return cls(read_mask(file, **limit_of(decoding)).astype(bool), fill, is_exact)
 
     def at(self, size: tuple[int, int]) -> np.ndarray:
         """The mask (H, W) of bool at `size`.

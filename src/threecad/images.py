@@ -57,7 +57,7 @@ def decoding_of(data: Mapping[str, Any]) -> Decoding:
     return {name: data[name] for name in ("bits", "max_pixels") if data.get(name) is not None}
 
 
-def limit_of(decoding: Decoding) -> dict[str, int]:
+def limit_of(decoding: Decoding) -> dict[str, Any]:
     """What of the decoding concerns headers and masks, too."""
     return {name: value for name, value in decoding.items() if name == "max_pixels"}
 

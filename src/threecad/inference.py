@@ -15,11 +15,10 @@ from threecad.detector import Detector
 from threecad.devices import autocast, best_device, choose_device, resolve_precision
 from threecad.errors import DataError, RunError
 from threecad.framing import Framing, MapUnits, Region, Tiles
-from threecad.images import decoding_of, read_mask
+from threecad.images import decoding_of
 from threecad.predictor import BATCH, Found, Predictor, predict_all
 from threecad.records import Prediction
 from threecad.runs import RunFolder, RunRecord
-from threecad.settings import DataSettings
 from threecad.tensors import to_tensor
 from threecad.verdicts import Conditions, GoodScores, Verdicts, other_conditions
 
@@ -111,19 +110,14 @@ def recorded_framing(folder: RunFolder, record: RunRecord) -> Framing:
     Raises:
         RunError: the region of interest is not there.
     """
-    data = DataSettings(**record.settings["data"])
-    tiles = None
-    if data.tiles is not None or data.tile_px is not None:
-        tiles = Tiles(data.tiles, data.tile_px, data.tile_overlap, data.whole)
-    region = None
-    if record.region_fill is not None:
-        try:
-            mask = read_mask(folder.region_file).astype(bool)
-        except DataError as error:
-            raise RunError(f"the run's region of interest is missing or damaged: {error}") from None
-        region = Region(mask, record.region_fill, record.region_is_exact)
+    data = record.settings["data"]
+    try:
+        decoding = decoding_of(data)
+        region = Region.recorded(folder.region_file, record.region_fill, record.region_is_exact, decoding)
+    except DataError as error:
+        raise RunError(f"the run's region of interest is missing or damaged: {error}") from None
     height, width = record.settings["method"]["image_size"]
-    return Framing((height, width), region, tiles)
+    return Framing((height, width), region, Tiles.of(data))
 
 
 def predict(

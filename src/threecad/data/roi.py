@@ -12,7 +12,7 @@ from threecad.data.labels.shapes import polygon, rectangle
 from threecad.data.loading import load_images
 from threecad.errors import DataError
 from threecad.framing import Region
-from threecad.images import read_mask
+from threecad.images import Decoding, limit_of, read_mask
 from threecad.records import Sample
 
 CANVAS = (1024, 1024)
@@ -22,7 +22,7 @@ COLOUR_IMAGES = 64
 """Good images, evenly chosen, whose mean colour is painted over what lies outside."""
 
 
-def read_region(roi: Path | Sequence[Sequence[float]]) -> Region:
+def read_region(roi: Path | Sequence[Sequence[float]], decoding: Decoding | None = None) -> Region:
     """The region, still in grey.
 
     Raises:
@@ -33,18 +33,20 @@ def read_region(roi: Path | Sequence[Sequence[float]]) -> Region:
     elif roi.suffix.lower() == ".json":
         region = Region(read_file(roi).mask())
     else:
-        region = Region(read_mask(roi).astype(bool))
+        region = Region(read_mask(roi, **limit_of(decoding or {})).astype(bool))
     if not region.mask.any():
         raise DataError(f"setting 'data.roi': expected a region that covers something, found none in {roi}")
     return region
 
 
-def mean_colour(samples: Sequence[Sample], region: Region, size: tuple[int, int]) -> tuple[int, int, int]:
+def mean_colour(
+    samples: Sequence[Sample], region: Region, size: tuple[int, int], decoding: Decoding | None = None
+) -> tuple[int, int, int]:
     """The mean colour of good parts inside the region: what is painted outside stands out least."""
     even = np.linspace(0, len(samples) - 1, min(len(samples), COLOUR_IMAGES)).astype(int)
     chosen = [samples[index] for index in even]
     inside = Region(region.mask, is_exact=False).at(size)
-    colours = load_images(chosen, size)[:, inside].reshape(-1, 3).mean(axis=0)
+    colours = load_images(chosen, size, decoding=decoding)[:, inside].reshape(-1, 3).mean(axis=0)
     red, green, blue = (round(float(value)) for value in colours)
     return red, green, blue
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from threecad.cache import cache_folder
 from threecad.errors import FileError, WeightsError, did_you_mean
-from threecad.files import replacing, write_json
+from threecad.files import file_sha256, replacing, write_json
 from threecad.settings import EMBEDDED_BACKBONE
 
 EMBEDDED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -145,12 +145,6 @@ def cached_weights() -> dict[str, WeightFile]:
     """What the cache holds, by tag."""
     entries = {path.stem: _read_entry(path) for path in sorted(cache_folder("weights").glob("*.json"))}
     return {tag: file for tag, file in entries.items() if file is not None}
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _imagenet(tag: str) -> WeightFile:

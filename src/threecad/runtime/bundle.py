@@ -22,8 +22,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from threecad.errors import BundleError
+from threecad.files import file_sha256
 from threecad.framing import Framing, Region, Tiles
-from threecad.images import MAX_PIXELS, read_mask
 
 FORMAT = 1
 """Version of the bundle; a reader refuses any other."""
@@ -100,10 +100,7 @@ class Bundle:
 
     def read_framing(self, record: BundleRecord) -> Framing:
         """What of a picture the network sees."""
-        region = None
-        if record.region_fill is not None:
-            mask = read_mask(self.region_file, max_pixels=record.decoding.get("max_pixels", MAX_PIXELS)).astype(bool)
-            region = Region(mask, record.region_fill, record.region_is_exact)
+        region = Region.recorded(self.region_file, record.region_fill, record.region_is_exact, record.decoding)
         return Framing(record.image_size, region, record.tiles)
 
     def refuse_unless_whole(self, record: BundleRecord) -> None:
@@ -133,9 +130,3 @@ def digest(record: BundleRecord) -> str:
     """SHA-256 of all that a record says beside its own."""
     content = record.model_dump(mode="json", exclude={"sha256"})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def file_sha256(file: Path) -> str:
-    """SHA-256 of a file's bytes in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
