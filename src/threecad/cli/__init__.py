@@ -71,7 +71,6 @@ def main() -> NoReturn:
     """Run the command that `sys.argv` asks for, and exit with its code."""
     prepare_streams()
     _hush()
-    keep_freed_memory()
     code: int | str | None = 0
     try:
         context = {} if sys.stdout.isatty() else {"terminal_width": UNWRAPPED, "max_content_width": UNWRAPPED}
@@ -102,11 +101,13 @@ def _show_version(requested: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    return
+    if context.invoked_subcommand != "serve":  # a service gives memory back that it does not need
+        keep_freed_memory()
 
 
 def _hush() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from threecad.allocation import keep_freed_memory
 from threecad.errors import ThreeCADError
 
 Item = TypeVar("Item")
@@ -66,7 +67,8 @@ def map_tasks(
 
 
 def attempt(function: Callable[[Item], Any], index: int, item: Item) -> Ended:
-    """The function's result on an item, or why there is none."""
+    """The function's result on an item, or why there is none; runs in a worker's process."""
+    keep_freed_memory()
     try:
         return Ended(index, function(item), None)
     except ThreeCADError as error:
