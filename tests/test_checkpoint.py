@@ -14,9 +14,8 @@ import threecad
 from threecad.checkpoint import backbone_file, load_detector, own_tensors, save_detector
 from threecad.detector import Detector
 from threecad.errors import RunError
-from threecad.files import read_tensors, write_tensors
+from threecad.files import file_sha256, read_tensors, write_tensors
 from threecad.methods import METHODS
-from threecad.nets.weights import file_sha256
 from threecad.runs import RunFolder, RunRecord
 from threecad.settings import Settings
 from threecad.settings_layers import validate

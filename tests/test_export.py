@@ -21,12 +21,13 @@ from threecad.errors import BundleError, DataError, RunError, SettingsError
 from threecad.export import bundling
 from threecad.export.bundling import export_run
 from threecad.export.capture import capture, write_model
+from threecad.files import file_sha256
 from threecad.fitting import fit
 from threecad.framing import Framing
 from threecad.images import read_image
 from threecad.methods import METHODS
 from threecad.predictor import Found
-from threecad.runtime.bundle import Bundle, file_sha256
+from threecad.runtime.bundle import Bundle
 from threecad.runtime.networks import SETTINGS, OnnxNetwork, OpenVINONetwork, import_openvino
 from threecad.runtime.proof import Picture, Ran, compare, prove, source_of, thresholds_of
 from threecad.runtime.verification import read_proof, verify

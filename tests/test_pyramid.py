@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from scipy.ndimage import gaussian_filter
 
 from threecad.errors import SettingsError, WeightsError
+from threecad.files import file_sha256
 from threecad.nets.maps import GaussianBlur, cosine_distance, upsample
 from threecad.nets.pyramid import NON_NEGATIVE, Pyramid, has_no_negative_features
 from threecad.nets.recovery import Recovery
-from threecad.nets.weights import WeightFile, cached_weights, file_sha256, find_weights, import_weights, tag_of
+from threecad.nets.weights import WeightFile, cached_weights, find_weights, import_weights, tag_of
 from threecad.settings import EMBEDDED_BACKBONE
 
 SMALL = "resnet10t.c3_in1k"

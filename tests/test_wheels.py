@@ -11,7 +11,8 @@ import pytest
 
 from threecad.errors import BundleError
 from threecad.export.wheels import gather_wheels, installed_for
-from threecad.runtime.bundle import Backend, file_sha256
+from threecad.files import file_sha256
+from threecad.runtime.bundle import Backend
 
 
 def empty_wheel(folder: Path, name: str, version: str) -> None:

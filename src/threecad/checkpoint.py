@@ -13,10 +13,9 @@ from torch import Tensor
 
 from threecad.detector import Detector
 from threecad.errors import FileError, RunError, SettingsError, WeightsError
-from threecad.files import link_or_copy, read_tensors, sweep, write_tensors
+from threecad.files import file_sha256, link_or_copy, read_tensors, sweep, write_tensors
 from threecad.methods import METHODS
 from threecad.nets.pyramid import Pyramid
-from threecad.nets.weights import file_sha256
 from threecad.runs import RunFolder, RunRecord
 from threecad.settings_layers import validate
 from threecad.verdicts import GoodScores, Verdicts

@@ -17,14 +17,13 @@ from threecad.data.hashes import Progress
 from threecad.data.loading import Rows
 from threecad.detector import Detector
 from threecad.devices import best_device, hardware, resolve_precision
-from threecad.files import as_text
+from threecad.files import as_text, file_sha256
 from threecad.fit_data import FitData, framing_of, listed_exclusions, read_fit_data
 from threecad.fit_plan import FitPlan, plan_fit
 from threecad.framing import Framing
 from threecad.images import write_png
 from threecad.inference import predictor_of
 from threecad.methods import METHODS
-from threecad.nets.weights import file_sha256
 from threecad.presets import departures, resolve_settings, settle_sizes, size_on_grid
 from threecad.resuming import compare_conditions, refuse_other_settings
 from threecad.runs import RunFolder, RunRecord
@@ -195,8 +194,8 @@ def _good_scores(
 
     Those are from the parts kept aside, or from those learnt where there are none.
     """
-    bare = predictor_of(detector, record, framing, device=job.device, precision=record.precision)
     if not framing.is_plain:
+        bare = predictor_of(detector, record, framing, device=job.device, precision=record.precision)
         record.map_units = map_units(bare, data, data.held_out or data.learnt, framing, progress)
     predictor = predictor_of(detector, record, framing, device=job.device, precision=record.precision)
     if data.scoring == "left out":

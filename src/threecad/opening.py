@@ -17,17 +17,10 @@ def open_predictor(
     precision: str | None = None,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Predictor:
-    """The predictor of a finished run, or of a bundle.
-
-    Args:
-        device: `cpu`, `cuda`, …; the best of this machine without.
-        precision: `float32`, `bf16` or `auto`; without, the one of the fit where this machine has it.
-        notify: called with a line where this machine's arithmetic is another than the fit's.
+    """The predictor of a finished run, or of a bundle; arguments and errors are those of `inference.load`.
 
     Raises:
-        RunError: there is no finished run, or it does not fit this version.
         BundleError: a bundle that is damaged, or whose library is not installed.
-        SettingsError: a device or a precision that this machine does not have.
     """
     if is_bundle(Path(path)):
         from threecad import runtime

@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, overload
@@ -51,7 +52,7 @@ class Found:
     framing: Framing
     size: tuple[int, int]  # of the picture: height and width
 
-    @property
+    @cached_property
     def anomaly_map(self) -> np.ndarray:
         """The map (H, W) float32 at the size at which the network saw the picture."""
         return self.at(self.framing.image_size if self.framing.is_plain else self.framing.working_size(self.size))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from threecad.errors import SettingsError
 from threecad.methods import METHODS
@@ -59,19 +58,13 @@ def _choices(record: RunRecord) -> Iterator[tuple[str, str]]:
     except SettingsError as error:
         yield "preset", f"{record.preset}; its settings cannot be compared: {error}"
         return
-    differ = [(name, both) for name, both in _differences(preset, record.settings) if name.strip() in record.departures]
+    differ = record.departures
     count = f", but for {len(differ)} setting{'s' if len(differ) > 1 else ''}" if differ else ""
     yield "preset", record.preset + count
-    yield from differ
-
-
-def _differences(preset: dict[str, dict[str, Any]], found: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Settings that are not as the preset has them: `table.key`, and both values."""
-    for table in sorted(preset.keys() | found.keys()):
-        usual, chosen = preset.get(table, {}), found.get(table, {})
-        for key in sorted(usual.keys() | chosen.keys()):
-            if usual.get(key) != chosen.get(key):
-                yield f"  {table}.{key}", f"{chosen.get(key, 'unset')} (the preset: {usual.get(key, 'unset')})"
+    for name in differ:
+        table, _, key = name.partition(".")
+        usual, chosen = (tables.get(table, {}).get(key, "unset") for tables in (preset, record.settings))
+        yield f"  {name}", f"{chosen} (the preset: {usual})"
 
 
 def _conditions(record: RunRecord) -> Iterator[tuple[str, str]]:

@@ -15,8 +15,9 @@ from threecad.benchmark.plan import Job, Plan
 from threecad.data.hashes import content_hashes
 from threecad.data.readers import exclude, fingerprint, read_category
 from threecad.errors import ThreeCADError
+from threecad.files import file_sha256
 from threecad.methods import METHODS
-from threecad.nets.weights import file_sha256, find_weights
+from threecad.nets.weights import find_weights
 from threecad.presets import resolve_settings
 from threecad.synthesis.textures import texture_source
 

@@ -5,7 +5,6 @@ The memory is a small database in the cache that several processes may use; with
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from threecad.cache import cache_folder
 from threecad.errors import DataError
+from threecad.files import file_sha256
 from threecad.threads import ordered
 
 Progress = Callable[[int, int], None]
@@ -60,8 +60,7 @@ def _hash(path: Path) -> _Entry:
     """
     try:
         name, stamp = _name_and_stamp(path)
-        with path.open("rb") as file:
-            return _Entry(name, stamp, hashlib.file_digest(file, "sha256").hexdigest())
+        return _Entry(name, stamp, file_sha256(path))
     except OSError as error:
         raise _unreadable(path, error) from None
 

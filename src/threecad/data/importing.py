@@ -11,10 +11,8 @@ import csv
 import io
 import re
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, count
@@ -26,7 +24,7 @@ from threecad.data.labels import Labelled, are_labels, read_labels
 from threecad.data.readers import Category, check_sizes, read_categories
 from threecad.data.readers.tree import LIKE_GOOD
 from threecad.errors import DataError
-from threecad.files import write_text, writing
+from threecad.files import appearing, write_text, writing
 from threecad.images import read_mask, write_png
 from threecad.records import GOOD, Sample, Split
 
@@ -85,7 +83,7 @@ def import_data(
         plans = {category or folder.resolve().name: _plan_labelled(read_labels(source), test_share)}
     else:
         plans = {one.name: _plan_category(one) for one in read_categories(source)}
-    with _appearing(root) as building:
+    with appearing(root) as building:
         done, total = 0, sum(map(len, plans.values()))
         for name, plan in plans.items():
             kinds: dict[str, Mapping[str, int]] = {}
@@ -176,17 +174,3 @@ def _write_types(file: Path, kinds_of: Mapping[str, Mapping[str, int]]) -> None:
     table.writerow(["image", *kinds])
     table.writerows([image, *(pixels.get(kind, 0) for kind in kinds)] for image, pixels in kinds_of.items())
     write_text(file, text.getvalue())
-
-
-@contextmanager
-def _appearing(root: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `root` when the block ends well and is gone when it does not."""
-    with writing(root):
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root.parent, prefix=".threecad-") as beside:
-            building = Path(beside) / root.name
-            building.mkdir()
-            yield building
-            if root.exists():
-                root.rmdir()
-            building.rename(root)

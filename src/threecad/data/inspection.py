@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from threecad.data.category import check_sizes
 from threecad.data.duplicates import Look, look_of
 from threecad.data.findings import Finding, Severity
 from threecad.errors import DataError
+from threecad.files import file_sha256
 from threecad.images import MAX_PIXELS, brightest_level, mask_levels, read_image, read_mask
 from threecad.records import Sample
 
@@ -48,8 +48,7 @@ def inspect(sample: Sample, checks: Checks) -> Seen:
     try:
         pixels = read_image(sample.image, bits=checks.bits, max_pixels=checks.max_pixels)
         brightest = brightest_level(sample.image, max_pixels=checks.max_pixels)
-        with sample.image.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(sample.image)
         look, size = look_of(pixels), (pixels.shape[0], pixels.shape[1])
         if min(size) < SMALLEST_PX:
             what = f"expected at least {SMALLEST_PX} px a side, found {size[0]}×{size[1]}"

@@ -19,13 +19,13 @@ from threecad.export.capture import capture, model_info, write_model
 from threecad.export.good_parts import scored_as_here
 from threecad.export.pictures import ProofPictures, gather_pictures
 from threecad.export.wheels import gather_wheels
-from threecad.files import write_json, writing
+from threecad.files import appearing, file_sha256, write_json
 from threecad.images import read_image, resize_image, write_png
 from threecad.inference import predictor_of, recorded_framing
 from threecad.overlay import Scale, side_by_side
 from threecad.predictor import BATCH, Found, Predictor
 from threecad.runs import RunFolder, RunRecord
-from threecad.runtime.bundle import Backend, Bundle, BundleRecord, digest, file_sha256
+from threecad.runtime.bundle import Backend, Bundle, BundleRecord, digest
 from threecad.runtime.networks import SETTINGS, open_network
 from threecad.runtime.proof import Picture, Proof, compare, look, prove, ran, source_of, thresholds_of
 from threecad.verdicts import Verdicts, write_verdicts
@@ -79,31 +79,25 @@ def export_run(
     program = capture(copy.deepcopy(detector))  # a predictor moves the original to its device
     trained = predictor_of(detector, record, recorded_framing(folder, record), precision="float32")
     verdicts = _verdicts(folder, record, trained, data, backend, notify)
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".threecad-") as temporary:
-            bundle, workspace = Bundle(Path(temporary) / "bundle"), Path(temporary) / "made"
-            bundle.path.mkdir()
-            shown = gather_pictures(record, trained, data, workspace)
-            words = model_info(record.method, trained.image_size, _map_scale(trained, verdicts))
-            model, opset = write_model(program, backend, bundle.path, words)
-            about = _record(record, trained, verdicts, backend, model, opset)
-            network = open_network(bundle.path / model, about, None, None)
-            exported = replace(trained, network=network, verdicts=verdicts, conditions=about.conditions)
-            proof = _proved(bundle, trained, exported, shown, travel=pictures)
-            write_verdicts(bundle.path, verdicts)
-            if record.region_fill is not None:
-                shutil.copyfile(folder.region_file, bundle.region_file)
-            _add_licenses(bundle.path)
-            files = sorted(file for file in bundle.path.rglob("*") if file.is_file())
-            about.files = {file.relative_to(bundle.path).as_posix(): file_sha256(file) for file in files}
-            about.sha256 = digest(about)
-            write_json(bundle.record_file, about.model_dump(mode="json"))
-            if wheels:
-                gather_wheels(backend, bundle.path / "wheels")  # pip checks their hashes, not every start
-            if out.is_dir():
-                out.rmdir()  # empty, as was seen
-            bundle.path.replace(out)
+    with appearing(out) as building, tempfile.TemporaryDirectory() as made:
+        bundle, workspace = Bundle(building), Path(made)
+        shown = gather_pictures(record, trained, data, workspace)
+        words = model_info(record.method, trained.image_size, _map_scale(trained, verdicts))
+        model, opset = write_model(program, backend, bundle.path, words)
+        about = _record(record, trained, verdicts, backend, model, opset)
+        network = open_network(bundle.path / model, about, None, None)
+        exported = replace(trained, network=network, verdicts=verdicts, conditions=about.conditions)
+        proof = _proved(bundle, trained, exported, shown, travel=pictures)
+        write_verdicts(bundle.path, verdicts)
+        if record.region_fill is not None:
+            shutil.copyfile(folder.region_file, bundle.region_file)
+        _add_licenses(bundle.path)
+        files = sorted(file for file in bundle.path.rglob("*") if file.is_file())
+        about.files = {file.relative_to(bundle.path).as_posix(): file_sha256(file) for file in files}
+        about.sha256 = digest(about)
+        write_json(bundle.record_file, about.model_dump(mode="json"))
+        if wheels:
+            gather_wheels(backend, bundle.path / "wheels")  # pip checks their hashes, not every start
     return proof
 
 

@@ -20,8 +20,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from threecad.errors import BundleError
-from threecad.files import write_text
-from threecad.runtime.bundle import Backend, file_sha256
+from threecad.files import file_sha256, write_text
+from threecad.runtime.bundle import Backend
 
 SOURCE = ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "src")
 """What ThreeCAD's own wheel is built from."""

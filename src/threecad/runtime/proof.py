@@ -13,9 +13,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from threecad.errors import BundleError
+from threecad.files import file_sha256
 from threecad.images import read_image
 from threecad.predictor import Found, Predictor
-from threecad.runtime.bundle import file_sha256
 from threecad.verdicts import FEWEST_PARTS, Verdicts
 
 UNUSUAL = "unusual"

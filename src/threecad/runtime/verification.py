@@ -11,9 +11,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from threecad.errors import BundleError
+from threecad.files import file_sha256
 from threecad.images import IMAGE_SUFFIXES
 from threecad.runtime import load
-from threecad.runtime.bundle import Bundle, file_sha256
+from threecad.runtime.bundle import Bundle
 from threecad.runtime.proof import Picture, Proof, compare, look, prove, ran
 
 
