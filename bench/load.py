@@ -166,7 +166,8 @@ def look(model: Path, told: dict[str, str]) -> Callable[[], object]:
     if model.suffix == ".xml":
         told |= SETTINGS["openvino"] | ({"INFERENCE_NUM_THREADS": str(threads)} if threads else {})
         compiled = import_openvino().Core().compile_model(str(model), "CPU", told)
-        image = np.zeros((1, 3, *(int(str(side)) for side in compiled.inputs[0].partial_shape[2:])), np.float32)
+        height, width = (compiled.inputs[0].partial_shape[axis].get_length() for axis in (2, 3))
+        image = np.zeros((1, 3, height, width), np.float32)
         return lambda: compiled({0: image})
     import onnxruntime
 

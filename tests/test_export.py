@@ -55,7 +55,7 @@ def data(fitted: Path) -> Path:
 def written(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph of `fitted` is not captured once more: its ONNX file is taken from its bundle."""
 
-    def copy(program: object, backend: str, folder: Path, about: object) -> tuple[str, int]:
+    def copy(program: object, backend: str, folder: Path, about: object, image_size: object) -> tuple[str, int]:
         shutil.copyfile(bundles["onnx"] / "detector.onnx", folder / "detector.onnx")
         return "detector.onnx", 20
 
@@ -71,7 +71,7 @@ def test_every_method_says_the_same_in_both_backends_whatever_the_batch(method: 
         detector = METHODS[method](METHODS[method].Config.tiny()).eval()
     size = detector.config.image_size
     program = capture(detector)
-    files = {backend: tmp_path / write_model(program, backend, tmp_path, {})[0] for backend in BACKENDS}  # type: ignore[arg-type]
+    files = {backend: tmp_path / write_model(program, backend, tmp_path, {}, size)[0] for backend in BACKENDS}  # type: ignore[arg-type]
     networks = [
         OnnxNetwork(files["onnx"], size, SETTINGS["onnx"]),
         OpenVINONetwork(files["openvino"], size, "cpu", SETTINGS["openvino"]),
@@ -119,6 +119,7 @@ def test_an_openvino_model_keeps_float32_and_the_words_of_model_api(bundles: dic
     model = openvino.Core().read_model(bundles["openvino"] / "detector.xml")
     assert model.get_rt_info(["model_info", "model_type"]).astype(str) == "AnomalyDetection"
     assert [output.get_any_name() for output in model.outputs] == ["anomaly_map", "score"]
+    assert str(model.inputs[0].partial_shape) == "[?,3,64,64]"
     constants = [op for op in model.get_ops() if op.get_type_name() == "Constant"]
     types = {op.get_output_element_type(0).get_type_name() for op in constants}
     assert "f32" in types and not types & {"f16", "bf16"}
