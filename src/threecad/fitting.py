@@ -83,7 +83,6 @@ def fit(
         refuse_other_settings(before, method, resolved)
     framing = framing_of(resolved, found)
     textures = texture_source(resolved.data.textures)
-    fabric.launch()
     job = _Job(method, resolved, textures, fabric, callback)
     with own_randomness():
         detector, plan = job.build(len(found.learnt) * len(framing.boxes(found.sizes[0])))
@@ -98,6 +97,7 @@ def fit(
                 return load_detector(run)[0]
         notify(_what_comes(method, resolved, found, plan, record))
         images = found.pixels(found.learnt, framing, progress)  # first: a broken image leaves no folder behind
+        fabric.launch()  # only now: further processes find all images decoded
         if fabric.is_global_zero:
             run.create(record, resolved)
             if framing.region is not None:

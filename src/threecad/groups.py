@@ -7,7 +7,7 @@ aside, the scores of the latter would say nothing about parts that were never se
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -92,14 +92,6 @@ def folds(parts: Sequence[str], count: int, seed: int) -> np.ndarray:
         raise DataError(f"{count} folds need at least {count} good parts, found {len(names)}")
     fold = {name: index % count for index, name in enumerate(_shuffled(names, seed))}
     return np.array([fold[part] for part in parts])
-
-
-def by_part(parts: Sequence[str], scores: Sequence[float]) -> Mapping[str, float]:
-    """The score of each part: the highest of its images'; one that is not a number makes the part's none."""
-    highest: dict[str, float] = {}
-    for part, score in zip(parts, scores, strict=True):
-        highest[part] = float(np.maximum(highest.get(part, -np.inf), score))  # NaN wins
-    return highest
 
 
 def _shuffled(names: Sequence[str], seed: int) -> list[str]:
