@@ -88,6 +88,11 @@ class GoodScores(BaseModel):
         return hashlib.sha256(json.dumps(self.conditions, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
+    def sha256(self) -> str:
+        """16 hexadecimal digits of everything that is known of the good parts."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+    @property
     def categories(self) -> list[str]:
         """Names of the categories that have good parts."""
         return sorted(name for name, parts in self.parts.items() if parts)
