@@ -21,12 +21,14 @@ from threecad.errors import BundleError, DataError, RunError, SettingsError
 from threecad.export import bundling
 from threecad.export.bundling import export_run
 from threecad.export.capture import capture, write_model
+from threecad.export.good_parts import scored_as_here
 from threecad.files import file_sha256
 from threecad.fitting import fit
 from threecad.framing import Framing
 from threecad.images import read_image
 from threecad.methods import METHODS
 from threecad.predictor import Found
+from threecad.runs import RunFolder
 from threecad.runtime.bundle import Bundle
 from threecad.runtime.networks import SETTINGS, OnnxNetwork, OpenVINONetwork, import_openvino
 from threecad.runtime.proof import Picture, Ran, compare, prove, source_of, thresholds_of
@@ -90,7 +92,7 @@ def test_a_bundle_says_what_it_is_and_what_every_file_in_it_is(backend: str, bun
     bundle = Bundle(bundles[backend])
     record = bundle.read_record()
     files = {file.relative_to(bundle.path).as_posix() for file in bundle.path.rglob("*") if file.is_file()}
-    assert set(record.files) == files - {"bundle.json"}
+    assert set(record.files) == files - {"bundle.json", "verdict.toml"}
     assert {"proof.json", "maps.npz", "examples.png", "licenses/LICENSE", "licenses/NOTICE"} < files
     assert all(file_sha256(bundle.path / place) == expected for place, expected in record.files.items())
     assert (record.method, record.image_size, record.precision) == ("padim", (64, 64), "float32")
@@ -201,7 +203,7 @@ def test_the_figures_of_a_proof_are_those_of_its_pictures(tmp_path: Path) -> Non
     trained, exported = [1.0, 2.0, 2.5, 3.5], [found(1.25), found(2.25), found(3.25, 0.5), found(3.0)]
     compared = compare(pictures, trained, [np.zeros((2, 2))] * 4, exported, verdicts, lines)
     where = Ran(engine="a", precision="float32", device="cpu", machine="b")
-    proof = prove(compared, where, where, lines, "by hand", "four", "none")
+    proof = prove(compared, where, where, verdicts.settings, lines, "by hand", "four", "none")
     assert [one.trained_verdict for one in proof.images] == ["OK", "OK", "REVIEW", "NG"]
     assert [one.exported_verdict for one in proof.images] == ["OK", "REVIEW", "NG", "REVIEW"]
     assert proof.on_the_line == 1  # the second one's score is the threshold
@@ -256,6 +258,22 @@ def test_good_parts_of_a_run_in_bf16_are_scored_again_in_float32(fitted: Path, d
     write_verdicts(run, replace(exact, good=exact.good.model_copy(update=further)))
     with pytest.raises(BundleError, match=r"not all of them were kept aside by the fit: .*--anew --precision float32"):
         export_run(run, tmp_path / "another", "onnx", data=data)
+
+
+def test_a_fit_that_scores_its_parts_in_closed_form_can_be_exported_where_the_processor_has_bf16(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("threecad.devices.has_native_bf16", lambda device: True)
+    method = {"backbone": "resnet10t.c3_in1k", "weights": "random", "image_size": 64, "features": 12}
+    fit("padim", data, tmp_path / "run", settings={"method": method})
+    record = RunFolder(tmp_path / "run").read_record()
+    assert (record.scoring, record.precision) == ("left out", "float32")
+    good = read_verdicts(tmp_path / "run").good
+    predictor = threecad.load(tmp_path / "run")
+    assert scored_as_here(good, record, predictor, None) is good
+    asked = {"method": method, "training": {"precision": "bf16"}}
+    fit("padim", data, tmp_path / "rough", settings=asked)
+    assert RunFolder(tmp_path / "rough").read_record().precision == "bf16"
 
 
 @pytest.mark.parametrize("setting", [{"tiles": (1, 2)}, {"roi": "roi.png"}])

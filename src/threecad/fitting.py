@@ -71,7 +71,7 @@ def fit(
         Interrupted: Ctrl-C; `resume` goes on.
     """
     run, requested = RunFolder(Path(out)), resolve_settings(method, settings or {})
-    fabric = _fabric(requested)
+    fabric = _fabric(method, requested)
     before = run.read_record() if resume and run.is_started else None
     if not before and fabric.global_rank == 0:
         run.refuse_unless_free()  # with `resume`, too: a folder without a record is nothing to go on with
@@ -221,16 +221,26 @@ def _what_comes(method: str, settings: Settings, data: FitData, plan: FitPlan, r
     return f"{said}; {plan.optimizer_steps} steps of {plan.batch} in {record.precision}"
 
 
-def _fabric(settings: Settings) -> Fabric:
+def _fabric(method: str, settings: Settings) -> Fabric:
     """Fabric for the number of devices; its launcher runs the same command again for each further one."""
     device, devices = best_device(), settings.training.devices
-    precision = resolve_precision(settings.training.precision, device)
+    precision = _precision(method, settings, device)
     return Fabric(
         accelerator=device.type,
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
         precision="bf16-mixed" if precision == "bf16" else "32-true",
     )
+
+
+def _precision(method: str, settings: Settings, device: torch.device) -> str:
+    """Of the fit, and with it of its good parts' scores and of predictions.
+
+    Unless told otherwise, a method that scores each part as if it had left it out takes float32: such a score needs
+    what the fit saw to the last bit, and cannot be had again in the float32 of a bundle or of another machine.
+    """
+    asked = settings.training.precision
+    return resolve_precision("float32" if asked == "auto" and METHODS[method].leaves_out else asked, device)
 
 
 def _describe(
@@ -245,7 +255,7 @@ def _describe(
         settings=settings.as_tables(),
         seed=settings.training.seed,
         preset=settings.training.preset,
-        precision=resolve_precision(settings.training.precision, fabric.device),
+        precision=_precision(method, settings, fabric.device),
         scoring=data.scoring,
         threads=torch.get_num_threads(),
         devices=fabric.world_size,

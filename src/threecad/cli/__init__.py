@@ -34,7 +34,7 @@ from threecad.cli import (
 from threecad.cli.terminal import is_quiet, prepare_streams
 from threecad.errors import ThreeCADError
 
-TRAINING = ("torch", "torchvision", "timm", "lightning_fabric", "safetensors", "tomli_w", "jinja2", "FrEIA")
+TRAINING = ("torch", "torchvision", "timm", "lightning_fabric", "safetensors", "jinja2", "FrEIA")
 """Packages that a line's PC goes without."""
 
 UNWRAPPED = 10_000  # columns of a help text that goes into a file or another program

@@ -14,7 +14,7 @@ Category = Annotated[str | None, Option(metavar="NAME", help="Whose good parts, 
 
 
 def verdict(
-    run: Run,
+    folder: Annotated[Path, Argument(metavar="RUN|BUNDLE", help="Folder of a fit or an export.", show_default=False)],
     review_at: Annotated[
         float | None, Option(metavar="A", help="Share of good parts that may be set aside or rejected.")
     ] = None,
@@ -25,16 +25,16 @@ def verdict(
     ] = None,
     category: Category = None,
 ) -> None:
-    """Say how many good parts will be thrown away; with options, change RUN/verdict.toml."""
+    """Say how many good parts will be thrown away; with options, change its verdict.toml."""
     from threecad.deciding import HEADER, budget_rows, change_verdict, escapes_told, scores_of, told
 
-    verdicts = change_verdict(run, review_at=review_at, reject_at=reject_at, confidence=confidence)
+    verdicts = change_verdict(folder, review_at=review_at, reject_at=reject_at, confidence=confidence)
     table(HEADER, budget_rows(verdicts, category))
     for line in told(verdicts, category):
         result(line)
     if defects is not None:
         with interruptible(lambda: "nothing was written"), progress() as shown:
-            scores = scores_of(run, [defects], category, counting(shown, "defects"))
+            scores = scores_of(folder, [defects], category, counting(shown, "defects"))
         for line in escapes_told(verdicts.escapes(scores, category), verdicts.settings.confidence):
             result(line)
 

@@ -20,7 +20,7 @@ from threecad.verdicts.bounds import (
     share_of,
 )
 from threecad.verdicts.decide import Escapes, Judged, Limits, Verdict, Verdicts, Word, per_cent, promise
-from threecad.verdicts.files import read_verdicts, write_verdicts
+from threecad.verdicts.files import BUDGETS, read_verdicts, write_budgets, write_verdicts
 from threecad.verdicts.good import (
     Conditions,
     GoodPart,
@@ -39,6 +39,7 @@ from threecad.verdicts.settings import VerdictSettings, read_verdict, write_verd
 
 __all__ = [
     "AREAS_PX",
+    "BUDGETS",
     "FEWEST_PARTS",
     "Budget",
     "Conditions",
@@ -78,6 +79,7 @@ __all__ = [
     "scores_plot",
     "share_of",
     "smallest_share",
+    "write_budgets",
     "write_verdict",
     "write_verdicts",
 ]

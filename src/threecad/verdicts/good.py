@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from threecad.errors import DataError, RunError, SettingsError, did_you_mean
+from threecad.files import first_fault
 from threecad.verdicts.areas import AREAS_PX, area_peaks, peak_of_area
 from threecad.verdicts.looks import GoodLooks
 
@@ -75,9 +76,7 @@ class GoodScores(BaseModel):
         try:
             good = cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(key) for key in first["loc"]) or "the file"
-            raise RunError(f"good parts' scores cannot be read: {where}: {first['msg']}") from None
+            raise RunError(f"good parts' scores cannot be read: {first_fault(error)}") from None
         if good.format > FORMAT:
             raise RunError(f"good parts' scores are of format {good.format}, this version reads {FORMAT}; upgrade")
         return good
