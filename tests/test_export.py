@@ -258,7 +258,14 @@ def test_good_parts_of_a_run_in_bf16_are_scored_again_in_float32(fitted: Path, d
         export_run(run, tmp_path / "another", "onnx", data=data)
 
 
-@pytest.mark.parametrize("setting", [{"tiles": (1, 2)}, {"roi": "roi.png"}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"tiles": (1, 2)},
+        {"roi": "roi.png"},
+        pytest.param({"tiles": (1, 2), "each": True}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_bundle_sees_tiles_and_the_region_of_interest_as_its_run_does(
     setting: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
