@@ -50,9 +50,8 @@ class Calibrated(NamedTuple):
         """In words: what was promised before, what is now, and why that can be more."""
         for when, verdicts in (("before", self.before), ("now", self.after)):
             parts = len(verdicts.good.of(self.category))
-            said = (
-                verdicts.sentences(self.category)[0] if verdicts.can_judge(self.category) else "Every part is REVIEW."
-            )
+            known = verdicts.can_judge(self.category)
+            said = verdicts.sentences(self.category)[0] if known else "Every part is REVIEW."
             yield f"{when}: {parts} good parts. {said}"
         if not (self.before.can_judge(self.category) and self.after.can_judge(self.category)):
             return
