@@ -91,7 +91,8 @@ def row(run: Path, data: Path, backend: str, kept: Path) -> str:
     if not kept.exists():
         with tempfile.TemporaryDirectory() as temporary:
             write_text(kept, json.dumps(figures(run, data, backend, Path(temporary) / "bundle")))
-    return f"| {RunFolder(run).read_record().method} | {data.name} | {backend} | {' | '.join(json.loads(kept.read_text()))} |"
+    name, cells = RunFolder(run).read_record().method, " | ".join(json.loads(kept.read_text()))
+    return f"| {name} | {data.name} | {backend} | {cells} |"
 
 
 def figures(run: Path, data: Path, backend: str, folder: Path) -> list[str]:

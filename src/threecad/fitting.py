@@ -24,7 +24,7 @@ from threecad.framing import Framing
 from threecad.images import write_png
 from threecad.inference import predictor_of
 from threecad.methods import METHODS
-from threecad.presets import departures, resolve_settings, settle_sizes, size_on_grid
+from threecad.presets import departures, detector_of, resolve_settings, settle_sizes, size_on_grid
 from threecad.resuming import compare_conditions, refuse_other_settings
 from threecad.runs import RunFolder, RunRecord
 from threecad.scoring import FoldsFolder, Parts, look_at, map_units, score_parts, together
@@ -133,7 +133,7 @@ class _Job:
         """An untrained detector, and what its fit on so many images is going to do."""
         device = best_device() if self.fabric.world_size == 1 else self.fabric.device
         seed_everything((self.settings.training.seed, _BUILD), device)
-        detector = METHODS[self.method](self.settings.method)
+        detector = detector_of(self.method, self.settings)
         return detector, plan_fit(detector, self.textures, self.settings.training, images)
 
     def learn(self, detector: Detector, plan: FitPlan, images: Rows, run: RunFolder, name: str = "") -> float:
@@ -218,6 +218,8 @@ def _what_comes(method: str, settings: Settings, data: FitData, plan: FitPlan, r
         said += ", each of which is scored as if it had been left out"
     else:
         said += f", {len(data.held_out)} are kept aside"
+    if settings.data.each:
+        said += ", and each place has a detector of its own"
     return f"{said}; {plan.optimizer_steps} steps of {plan.batch} in {record.precision}"
 
 
