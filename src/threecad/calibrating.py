@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from threecad.data.hashes import Progress, content_hashes
 from threecad.errors import DataError
-from threecad.groups import groups
+from threecad.groups import groups, path_for_patterns
 from threecad.inference import load
 from threecad.inputs import Input, gather
 from threecad.prediction import look_through
@@ -209,7 +209,7 @@ def _good_parts(
     notify: Callable[[str], None],
 ) -> Iterator[tuple[GoodPart, Look]]:
     """Each image as a good part, with its look; unusual looks are told."""
-    paths = [f"{image.path.parent.name}/{image.path.name}" for image in images.values()]
+    paths = [path_for_patterns(image.path) for image in images.values()]
     parts = groups(paths, patterns["part"], "part") if patterns.get("part") else list(images)
     lots = groups(paths, patterns["lot"], "lot") if patterns.get("lot") else [None] * len(paths)
     seen = look_through(predictor, list(images.values()), category, keep_whole=True)

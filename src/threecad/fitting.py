@@ -204,7 +204,8 @@ def _good_scores(
     else:
         parts = folds or score_parts(predictor, data, data.held_out, framing, progress)
     learnt = dict.fromkeys(data.known[sample.image].name for sample in data.learnt)
-    return GoodScores(parts=parts, looks=look_at(data.every, data.decoding, progress), learnt=tuple(learnt))
+    looks = look_at(data.every, data.decoding, progress)
+    return GoodScores(parts=parts, looks=looks, learnt=tuple(learnt), part=job.settings.data.part)
 
 
 def _what_comes(method: str, settings: Settings, data: FitData, plan: FitPlan, record: RunRecord) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -28,6 +29,11 @@ def group_of(path: str, pattern: re.Pattern[str], name: str) -> str | None:
     if name in pattern.groupindex:
         return found[name]
     return found[1 if pattern.groups else 0]
+
+
+def path_for_patterns(path: Path) -> str:
+    """Folder and name of an image that lies in no data root, as patterns see it."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def compile_pattern(text: str, name: str) -> re.Pattern[str]:
