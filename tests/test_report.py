@@ -264,3 +264,10 @@ def test_training_curves_tell_each_phase_and_term_of_the_log_and_many_steps_are_
     assert joint["paths"]["recovery"].startswith("M0.00,0.00L")
     assert (late["phase"], late["steps"]) == ("late", 1)
     assert training_curves(tmp_path / "none.csv") == []
+
+
+def test_rows_of_a_sheet_are_as_high_as_its_parts_are() -> None:
+    flat = {"image": np.full((30, 90, 3), 90, np.uint8), "map": np.eye(30, 90, dtype=np.float32)}
+    sheet = compose({"PaDiM": {"plate/0": flat, "plate/1": flat}})
+    assert sheet.width == MARGIN + 2 * (PANEL + GAP)
+    assert sheet.height < 3 * PANEL / 2

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from threecad.evaluation import Seen
 
 PANEL, GAP, MARGIN, TEXT = 256, 8, 250, 34
-"""Sides of a panel, of the space between two, and of the least left margin, and height of the letters, in pixels."""
+"""Long side of a part, space between two, least left margin, and height of the letters, in pixels."""
 
 DPI = 300
 MOST = 8
@@ -74,20 +74,21 @@ def compose(rows: Mapping[str, Maps]) -> Image.Image:
     for title, maps in rows.items():
         scale = Scale.of_map(np.concatenate([maps[part]["map"].ravel() for part in parts]))
         panels.append((title, [colour(maps[part]["map"], scale) for part in parts]))
-    font, small, step = ImageFont.load_default(TEXT), ImageFont.load_default(TEXT * 2 // 3), PANEL + GAP
+    shapes = [_fitted(*first[part]["image"].shape[:2]) for part in parts]  # the part's own; a mask may be squashed
+    box = max(width for width, _ in shapes), max(3 * TEXT, *(height for _, height in shapes))
+    font, small = ImageFont.load_default(TEXT), ImageFont.load_default(TEXT * 2 // 3)
     margin = max(MARGIN, *(round(_width(title, font)) + 3 * GAP for title, _ in panels))
-    sheet = Image.new("RGB", (margin + len(parts) * step, len(panels) * step + TEXT + GAP), "white")
+    right, down = box[0] + GAP, box[1] + GAP
+    sheet = Image.new("RGB", (margin + len(parts) * right, len(panels) * down + TEXT + GAP), "white")
     draw = ImageDraw.Draw(sheet)
     for row, (title, pictures) in enumerate(panels):
-        draw.text((margin - 2 * GAP, row * step + PANEL // 2), title, "black", font, anchor="rm", align="right")
-        for column, picture in enumerate(pictures):
-            height, width = first[parts[column]]["image"].shape[:2]  # the part's own shape; a mask may be squashed
-            shaped = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
-            framed = ImageOps.pad(shaped, (PANEL, PANEL), Image.Resampling.LANCZOS, "white")
-            sheet.paste(framed, (margin + column * step, row * step))
+        draw.text((margin - 2 * GAP, row * down + box[1] // 2), title, "black", font, anchor="rm", align="right")
+        for column, (picture, shape) in enumerate(zip(pictures, shapes, strict=True)):
+            shaped = Image.fromarray(picture).resize(shape, Image.Resampling.LANCZOS)
+            sheet.paste(ImageOps.pad(shaped, box, color="white"), (margin + column * right, row * down))
     for column, part in enumerate(parts):
-        middle = margin + column * step + PANEL // 2
-        draw.text((middle, len(panels) * step), part.rpartition("/")[0], "black", small, anchor="ma")
+        middle = margin + column * right + box[0] // 2
+        draw.text((middle, len(panels) * down), part.rpartition("/")[0], "black", small, anchor="ma")
     return sheet
 
 
@@ -102,6 +103,11 @@ def _parts(rows: Mapping[str, Maps]) -> list[str]:
     turns = max(map(len, by_category.values()))
     in_turn = [parts[turn] for turn in range(turns) for parts in by_category.values() if turn < len(parts)]
     return sorted(in_turn[:MOST])
+
+
+def _fitted(height: int, width: int) -> tuple[int, int]:
+    """Width and height of a part whose long side is `PANEL`."""
+    return round(PANEL * min(1.0, width / height)), round(PANEL * min(1.0, height / width))
 
 
 def _truth(part: Mapping[str, np.ndarray]) -> np.ndarray:
