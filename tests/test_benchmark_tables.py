@@ -16,10 +16,11 @@ from PIL import Image
 
 from threecad.benchmark.layouts import write_tables
 from threecad.benchmark.rows import read_rows
-from threecad.benchmark.sheet import GAP, MARGIN, PANEL, draw_sheet
+from threecad.benchmark.sheet import draw_sheet
 from threecad.benchmark.tables import all_tables
 from threecad.data.catalog import DATASETS
 from threecad.errors import RunError, SettingsError
+from threecad.report.sheet import GAP, MARGIN, PANEL
 
 Plant = Callable[..., Path]
 

@@ -286,7 +286,14 @@ def test_a_fit_that_scores_its_parts_in_closed_form_can_be_exported_where_the_pr
     assert RunFolder(tmp_path / "rough").read_record().precision == "bf16"
 
 
-@pytest.mark.parametrize("setting", [{"tiles": (1, 2)}, {"roi": "roi.png"}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"tiles": (1, 2)},
+        {"roi": "roi.png"},
+        pytest.param({"tiles": (1, 2), "each": True}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_bundle_sees_tiles_and_the_region_of_interest_as_its_run_does(
     setting: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:

@@ -28,8 +28,9 @@ from conftest import scratch
 from stations import Station, picture, recipe
 from threecad.errors import RunError, SettingsError
 from threecad.station.line import Limits
+from threecad.station.models import Models, as_left
 from threecad.station.safety import ENGINEER_TOKEN, OPERATOR_TOKEN, Guard, Role, guard_for
-from threecad.station.serving import as_left, open_line
+from threecad.station.serving import open_line
 from threecad.station.store import NOT_INSPECTED, Store, store_faults
 
 
@@ -300,5 +301,5 @@ def test_recipes_are_chosen_by_name_and_an_unknown_one_is_refused(station: Stati
 
 def test_folders_that_are_no_runs_are_refused_before_a_store_is_made(tmp_path: Path) -> None:
     with pytest.raises(RunError):
-        open_line([tmp_path], tmp_path / "store", Limits(), print)
+        open_line([tmp_path], tmp_path / "store", Limits(), Models(), print)
     assert not (tmp_path / "store").exists()

@@ -1,4 +1,4 @@
-"""Further good parts for a run, on the machine where they are made, without fitting anew."""
+"""Further good parts for a run, on the machine where they are made, without fitting anew: added, or held against it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,31 @@ from typing import NamedTuple
 
 from threecad.data.hashes import Progress, content_hashes
 from threecad.errors import DataError
-from threecad.groups import groups
+from threecad.groups import groups, path_for_patterns
 from threecad.inference import load
 from threecad.inputs import Input, gather
 from threecad.prediction import look_through
 from threecad.predictor import Predictor
 from threecad.runs import RunFolder
-from threecad.verdicts import GoodLooks, GoodPart, GoodScores, Look, Verdicts, image_name, look, refuse_other_conditions
+from threecad.verdicts import (
+    UNLIKE,
+    GoodLooks,
+    GoodPart,
+    GoodScores,
+    Interval,
+    Limit,
+    Look,
+    Verdicts,
+    confidence_words,
+    image_name,
+    joined_parts,
+    look,
+    per_cent,
+    refuse_other_conditions,
+    score_alike,
+    share_of,
+    with_interval,
+)
 
 
 class Calibrated(NamedTuple):
@@ -27,6 +45,87 @@ class Calibrated(NamedTuple):
     category: str
     images: int  # that are new, and were looked at
     learnt: int  # that the model has learnt from, and that therefore say nothing
+
+    def told(self) -> Iterator[str]:
+        """In words: what was promised before, what is now, and why that can be more."""
+        for when, verdicts in (("before", self.before), ("now", self.after)):
+            parts = len(verdicts.good.of(self.category))
+            known = verdicts.can_judge(self.category)
+            said = verdicts.sentences(self.category)[0] if known else "Every part is REVIEW."
+            yield f"{when}: {parts} good parts. {said}"
+        if not (self.before.can_judge(self.category) and self.after.can_judge(self.category)):
+            return
+        was, now = (verdicts.limits(self.category).reject for verdicts in (self.before, self.after))
+        if now.promised > was.promised:
+            yield (
+                f"The budget of {per_cent(now.budget.share)} is used up: with {now.n} parts the threshold may leave "
+                f"{now.above} of them above, with {was.n} it left {was.above}. It is {now.threshold:.4g} now, was "
+                f"{was.threshold:.4g}; a smaller budget (threecad verdict RUN --reject-at) puts it up."
+            )
+
+
+class Compared(NamedTuple):
+    """What further good parts say of the promise."""
+
+    n: int
+    rejected: Interval  # their share above the threshold of NG, with its Clopper–Pearson interval
+    limit: Limit  # of NG
+    p_value: float  # of scores that differ as much from the calibrated ones, if parts were of one kind
+
+    def told(self) -> Iterator[str]:
+        """In words: how many are rejected, and whether they look like those that the thresholds come from."""
+        promised, confidence = per_cent(self.limit.promised, up=True), confidence_words(self.limit.budget)
+        yield (
+            f"Of these {self.n} good parts {with_interval(self.rejected)} are rejected, with {confidence}; "
+            f"promised were at most {promised}."
+        )
+        chance = f"such a difference between good parts of one kind comes by chance with p = {self.p_value:.2g}"
+        if self.rejected.low > self.limit.promised or self.p_value < UNLIKE:
+            yield (
+                f"They do not score like the {self.limit.n} that the thresholds come from ({chance}): the promise does "
+                "not hold for them.\nFind what has changed, or calibrate with parts like these."
+            )
+        else:
+            yield f"They score like the {self.limit.n} that the thresholds come from ({chance})."
+
+
+def compare(
+    run: Path | str,
+    inputs: Sequence[Path],
+    *,
+    category: str | None = None,
+    progress: Progress | None = None,
+    notify: Callable[[str], None] = lambda line: None,
+) -> Compared:
+    """What images of further good parts say of a run's promise; nothing is changed.
+
+    Arguments are as of `calibrate`.
+
+    Raises:
+        DataError: an image that cannot be read, or none that the model has not learnt from.
+        RunError: a run that cannot be loaded, or good parts that were scored under other conditions.
+        SettingsError: too few good parts, a category that was not learnt, or several and none is named.
+    """
+    folder = RunFolder(Path(run))
+    predictor = load(run, notify=notify)
+    before = folder.read_verdicts()
+    name = before.good.category(category)
+    limit = before.limits(name).reject
+    refuse_other_conditions(before.good.conditions, predictor.conditions, "the good parts' scores")
+    images, _ = _not_learnt([image for given in inputs for image in gather([given], folder.path)], before.good)
+    patterns = folder.read_record().settings.get("data", {})
+    parts: list[GoodPart] = []
+    for done, (part, _) in enumerate(_good_parts(predictor, images, name, patterns, lambda line: None), start=1):
+        parts.append(part)
+        if progress:
+            progress(done, len(images))
+    counted = {part.part for part in before.good.of(name)}
+    scores = [part.score for part in joined_parts(parts) if part.part not in counted]
+    if not scores:
+        raise DataError(f"all of these {len(parts)} images are counted already; expected pictures of other good parts")
+    rejected = sum(score > limit.threshold for score in scores)
+    share = share_of(rejected, len(scores), limit.budget.confidence)
+    return Compared(len(scores), share, limit, score_alike(scores, before.good.scores(name)))
 
 
 def calibrate(
@@ -110,7 +209,7 @@ def _good_parts(
     notify: Callable[[str], None],
 ) -> Iterator[tuple[GoodPart, Look]]:
     """Each image as a good part, with its look; unusual looks are told."""
-    paths = [f"{image.path.parent.name}/{image.path.name}" for image in images.values()]
+    paths = [path_for_patterns(image.path) for image in images.values()]
     parts = groups(paths, patterns["part"], "part") if patterns.get("part") else list(images)
     lots = groups(paths, patterns["lot"], "lot") if patterns.get("lot") else [None] * len(paths)
     seen = look_through(predictor, list(images.values()), category, keep_whole=True)

@@ -13,15 +13,16 @@ from threecad.prediction import look_through
 from threecad.runs import RunFolder
 from threecad.runtime.bundle import Bundle, is_bundle
 from threecad.verdicts import (
+    UNLIKE,
     Budget,
     Escapes,
-    Interval,
     Verdicts,
     compare_lots,
     limit,
     parts_needed,
     per_cent,
     read_verdicts,
+    with_interval,
     write_budgets,
 )
 
@@ -81,7 +82,7 @@ def told(verdicts: Verdicts, category: str | None = None) -> Iterator[str]:
     lots = compare_lots(verdicts.good.of(category))
     if lots is None:
         return
-    alike = "" if lots.p_value >= 0.01 else ": they are hardly alike, and the next lot may differ as well"
+    alike = "" if lots.p_value >= UNLIKE else ": they are hardly alike, and the next lot may differ as well"
     yield f"{len(lots.rows)} lots; such differences between lots come by chance with p = {lots.p_value:.2g}{alike}"
     for lot in lots.rows:
         yield (
@@ -94,11 +95,6 @@ def escapes_told(escapes: Escapes, confidence: float) -> Iterator[str]:
     """What defective samples say, in words."""
     for share, what in ((escapes.passed, "pass as OK"), (escapes.not_rejected, "are not rejected (OK or REVIEW)")):
         yield f"Of {escapes.n} defective samples {with_interval(share)} {what}, with {100 * confidence:g} % confidence."
-
-
-def with_interval(share: Interval) -> str:
-    """`5 % (0.61 % to 17 %)`."""
-    return f"{per_cent(share.value)} ({per_cent(share.low)} to {per_cent(share.high, up=True)})"
 
 
 def scores_of(

@@ -205,9 +205,9 @@ def is_leftover(entry: Path) -> bool:
     return entry.name.startswith(_PREFIX) and entry.is_dir()
 
 
-def sweep(folder: Path, older_than_s: float = 0.0) -> None:
-    """Remove what killed processes left half-written in a folder."""
-    for leftover in folder.glob(f"{_PREFIX}*"):
+def sweep(folder: Path, older_than_s: float = 0.0, *, at_any_depth: bool = False) -> None:
+    """Remove what killed processes left half-written in a folder, and in those below it if asked for."""
+    for leftover in (folder.rglob if at_any_depth else folder.glob)(f"{_PREFIX}*"):
         try:
             if is_leftover(leftover) and time.time() - leftover.stat().st_mtime >= older_than_s:
                 shutil.rmtree(leftover, ignore_errors=True)

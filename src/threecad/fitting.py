@@ -24,7 +24,7 @@ from threecad.framing import Framing
 from threecad.images import write_png
 from threecad.inference import predictor_of
 from threecad.methods import METHODS
-from threecad.presets import departures, resolve_settings, settle_sizes, size_on_grid
+from threecad.presets import departures, detector_of, resolve_settings, settle_sizes, size_on_grid
 from threecad.resuming import compare_conditions, refuse_other_settings
 from threecad.runs import RunFolder, RunRecord
 from threecad.scoring import FoldsFolder, Parts, look_at, map_units, score_parts, together
@@ -86,7 +86,6 @@ def fit(
         refuse_other_settings(before, method, resolved)
     framing = framing_of(resolved, found)
     textures = texture_source(resolved.data.textures)
-    fabric.launch()
     job = _Job(method, resolved, textures, fabric, callback)
     with own_randomness():
         detector, plan = job.build(len(found.learnt) * len(framing.boxes(found.sizes[0])))
@@ -101,6 +100,7 @@ def fit(
                 return load_detector(run)[0]
         notify(_what_comes(method, resolved, found, plan, record))
         images = found.pixels(found.learnt, framing, progress)  # first: a broken image leaves no folder behind
+        fabric.launch()  # only now: further processes find all images decoded
         if fabric.is_global_zero:
             run.create(record, resolved)
             if framing.region is not None:
@@ -136,7 +136,7 @@ class _Job:
         """An untrained detector, and what its fit on so many images is going to do."""
         device = best_device() if self.fabric.world_size == 1 else self.fabric.device
         seed_everything((self.settings.training.seed, _BUILD), device)
-        detector = METHODS[self.method](self.settings.method)
+        detector = detector_of(self.method, self.settings)
         return detector, plan_fit(detector, self.textures, self.settings.training, images)
 
     def learn(self, detector: Detector, plan: FitPlan, images: Rows, run: RunFolder, name: str = "") -> float:
@@ -207,7 +207,8 @@ def _good_scores(
     else:
         parts = folds or score_parts(predictor, data, data.held_out, framing, progress)
     learnt = dict.fromkeys(data.known[sample.image].name for sample in data.learnt)
-    return GoodScores(parts=parts, looks=look_at(data.every, data.decoding, progress), learnt=tuple(learnt))
+    looks = look_at(data.every, data.decoding, progress)
+    return GoodScores(parts=parts, looks=looks, learnt=tuple(learnt), part=job.settings.data.part)
 
 
 def _what_comes(method: str, settings: Settings, data: FitData, plan: FitPlan, record: RunRecord) -> str:
@@ -221,6 +222,8 @@ def _what_comes(method: str, settings: Settings, data: FitData, plan: FitPlan, r
         said += ", each of which is scored as if it had been left out"
     else:
         said += f", {len(data.held_out)} are kept aside"
+    if settings.data.each:
+        said += ", and each place has a detector of its own"
     return f"{said}; {plan.optimizer_steps} steps of {plan.batch} in {record.precision}"
 
 

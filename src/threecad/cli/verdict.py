@@ -23,9 +23,13 @@ def verdict(
     defects: Annotated[
         Path | None, Option(metavar="FOLDER", help="Defective samples: how many of them escape.")
     ] = None,
+    good: Annotated[
+        Path | None, Option(metavar="FOLDER", help="Further good parts: does the promise hold for them?")
+    ] = None,
     category: Category = None,
 ) -> None:
     """Say how many good parts will be thrown away; with options, change its verdict.toml."""
+    from threecad.calibrating import compare
     from threecad.deciding import HEADER, budget_rows, change_verdict, escapes_told, scores_of, told
 
     verdicts = change_verdict(folder, review_at=review_at, reject_at=reject_at, confidence=confidence)
@@ -36,6 +40,17 @@ def verdict(
         with interruptible(lambda: "nothing was written"), progress() as shown:
             scores = scores_of(folder, [defects], category, counting(shown, "defects"))
         for line in escapes_told(verdicts.escapes(scores, category), verdicts.settings.confidence):
+            result(line)
+    if good is not None:
+        with interruptible(lambda: "nothing was written"), progress() as shown:
+            compared = compare(
+                folder,
+                [good],
+                category=category,
+                progress=counting(shown, "good parts"),
+                notify=shown.notify,
+            )
+        for line in compared.told():
             result(line)
 
 
@@ -66,7 +81,5 @@ def calibrate(
         )
     if done.learnt:
         note(f"{done.learnt} images were left out: the model has learnt from them")
-    for when, verdicts in (("before", done.before), ("now", done.after)):
-        parts = len(verdicts.good.of(done.category))
-        said = verdicts.sentences(done.category)[0] if verdicts.can_judge(done.category) else "Every part is REVIEW."
-        result(f"{when}: {parts} good parts. {said}")
+    for line in done.told():
+        result(line)

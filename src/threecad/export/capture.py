@@ -34,8 +34,9 @@ def capture(detector: Detector) -> ExportedProgram:
         BundleError: the method cannot be captured; names it and the first reason.
     """
     height, width = detector.config.image_size
-    images = torch.zeros(2, 3, height, width)  # a batch of one would be taken for a constant
-    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+    images = torch.zeros(2 * detector.places, 3, height, width)  # a batch of one would be taken for a constant
+    parts = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+    batch = parts if detector.places == 1 else detector.places * parts
     try:
         with torch.no_grad(), _quiet():
             return torch.export.export(detector, (images,), dynamic_shapes=({0: batch},))

@@ -12,12 +12,15 @@ import os
 import secrets
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import HTTPException, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from threecad.errors import SettingsError
+
+if TYPE_CHECKING:
+    from threecad.station.line import Line
 
 OPERATOR_TOKEN, ENGINEER_TOKEN = "THREECAD_OPERATOR_TOKEN", "THREECAD_ENGINEER_TOKEN"
 LEAST_TOKEN = 16  # characters
@@ -82,6 +85,22 @@ class Guard:
         if role < least:
             raise HTTPException(403, "only the engineer may do this")
         return role
+
+
+def line_for(request: Request, least: Role) -> Line:
+    """The line, for somebody who may do as much.
+
+    Raises:
+        HTTPException: as of `Guard.require`.
+    """
+    request.app.state.guard.require(request, least)
+    line: Line = request.app.state.line
+    return line
+
+
+def who(request: Request) -> str:
+    """The role of whoever asks, for the record."""
+    return str(request.app.state.guard.role(request).name.lower())
 
 
 def guard_for(host: str) -> Guard:

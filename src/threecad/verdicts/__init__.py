@@ -19,7 +19,18 @@ from threecad.verdicts.bounds import (
     promised_shares,
     share_of,
 )
-from threecad.verdicts.decide import Escapes, Judged, Limits, Verdict, Verdicts, Word, per_cent, promise
+from threecad.verdicts.decide import (
+    Escapes,
+    Judged,
+    Limits,
+    Verdict,
+    Verdicts,
+    Word,
+    confidence_words,
+    per_cent,
+    promise,
+    with_interval,
+)
 from threecad.verdicts.files import BUDGETS, read_verdicts, write_budgets, write_verdicts
 from threecad.verdicts.good import (
     Conditions,
@@ -33,7 +44,7 @@ from threecad.verdicts.good import (
     smallest_share,
 )
 from threecad.verdicts.looks import GoodLooks, Look, look, plausible
-from threecad.verdicts.lots import Lot, Lots, compare_lots
+from threecad.verdicts.lots import UNLIKE, Lot, Lots, compare_lots, score_alike
 from threecad.verdicts.plot import scores_plot
 from threecad.verdicts.settings import VerdictSettings, read_verdict, write_verdict
 
@@ -41,6 +52,7 @@ __all__ = [
     "AREAS_PX",
     "BUDGETS",
     "FEWEST_PARTS",
+    "UNLIKE",
     "Budget",
     "Conditions",
     "Escapes",
@@ -61,6 +73,7 @@ __all__ = [
     "Word",
     "area_peaks",
     "compare_lots",
+    "confidence_words",
     "good_share",
     "image_name",
     "joined_parts",
@@ -76,9 +89,11 @@ __all__ = [
     "read_verdicts",
     "refuse_other_conditions",
     "regions",
+    "score_alike",
     "scores_plot",
     "share_of",
     "smallest_share",
+    "with_interval",
     "write_budgets",
     "write_verdict",
     "write_verdicts",

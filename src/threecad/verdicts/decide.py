@@ -226,6 +226,11 @@ def per_cent(share: float, up: bool = False) -> str:
     return f"{value:.2g} %" if value < 99.5 else f"{value:.3g} %"
 
 
+def with_interval(share: Interval) -> str:
+    """`5 % (0.61 % to 17 %)`."""
+    return f"{per_cent(share.value)} ({per_cent(share.low)} to {per_cent(share.high, up=True)})"
+
+
 def _as_table(limits: Limits) -> dict[str, Any]:
     table: dict[str, Any] = {"n": limits.reject.n}
     for name, one in zip(limits._fields, limits, strict=True):
