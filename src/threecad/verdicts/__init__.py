@@ -22,6 +22,7 @@ from threecad.verdicts.bounds import (
 from threecad.verdicts.decide import (
     Escapes,
     Judged,
+    Kept,
     Limits,
     Verdict,
     Verdicts,
@@ -60,6 +61,7 @@ __all__ = [
     "GoodScores",
     "Interval",
     "Judged",
+    "Kept",
     "Limit",
     "Limits",
     "Look",
