@@ -51,11 +51,8 @@ def main() -> None:
         for method in options.methods:
             for data in options.sets:
                 for backend in BACKENDS:
-                    print(
-                        row(
-                            kept / f"{method}-{data.name}", data, backend, kept / f"{method}-{data.name}-{backend}.json"
-                        )
-                    )
+                    run = kept / f"{method}-{data.name}"
+                    print(row(run, data, backend, kept / f"{run.name}-{backend}.json"))
 
 
 def some_parts(data: Path, folder: Path, most: int) -> Path:
@@ -91,8 +88,8 @@ def row(run: Path, data: Path, backend: str, kept: Path) -> str:
     if not kept.exists():
         with tempfile.TemporaryDirectory() as temporary:
             write_text(kept, json.dumps(figures(run, data, backend, Path(temporary) / "bundle")))
-    name, cells = RunFolder(run).read_record().method, " | ".join(json.loads(kept.read_text()))
-    return f"| {name} | {data.name} | {backend} | {cells} |"
+    cells = [RunFolder(run).read_record().method, data.name, backend, *json.loads(kept.read_text())]
+    return f"| {' | '.join(cells)} |"
 
 
 def figures(run: Path, data: Path, backend: str, folder: Path) -> list[str]:

@@ -29,7 +29,7 @@ from threecad.images import read_image
 from threecad.methods import METHODS
 from threecad.predictor import Found
 from threecad.runs import RunFolder
-from threecad.runtime.bundle import Bundle
+from threecad.runtime.bundle import Bundle, BundleRecord
 from threecad.runtime.networks import SETTINGS, OnnxNetwork, OpenVINONetwork, import_openvino
 from threecad.runtime.proof import Picture, Ran, compare, prove, source_of, thresholds_of
 from threecad.runtime.verification import read_proof, verify
@@ -55,7 +55,7 @@ def data(fitted: Path) -> Path:
 def written(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph of `fitted` is not captured once more: its ONNX file is taken from its bundle."""
 
-    def copy(program: object, backend: str, folder: Path, about: object) -> tuple[str, int]:
+    def copy(program: object, backend: str, folder: Path, about: object, image_size: object) -> tuple[str, int]:
         shutil.copyfile(bundles["onnx"] / "detector.onnx", folder / "detector.onnx")
         return "detector.onnx", 20
 
@@ -71,9 +71,9 @@ def test_every_method_says_the_same_in_both_backends_whatever_the_batch(method: 
         detector = METHODS[method](METHODS[method].Config.tiny()).eval()
     size = detector.config.image_size
     program = capture(detector)
-    files = {backend: tmp_path / write_model(program, backend, tmp_path, {})[0] for backend in BACKENDS}  # type: ignore[arg-type]
+    files = {backend: tmp_path / write_model(program, backend, tmp_path, {}, size)[0] for backend in BACKENDS}  # type: ignore[arg-type]
     networks = [
-        OnnxNetwork(files["onnx"], size),
+        OnnxNetwork(files["onnx"], size, SETTINGS["onnx"]),
         OpenVINONetwork(files["openvino"], size, "cpu", SETTINGS["openvino"]),
     ]
     for count in (1, 3):
@@ -119,6 +119,7 @@ def test_an_openvino_model_keeps_float32_and_the_words_of_model_api(bundles: dic
     model = openvino.Core().read_model(bundles["openvino"] / "detector.xml")
     assert model.get_rt_info(["model_info", "model_type"]).astype(str) == "AnomalyDetection"
     assert [output.get_any_name() for output in model.outputs] == ["anomaly_map", "score"]
+    assert str(model.inputs[0].partial_shape) == "[?,3,64,64]"
     constants = [op for op in model.get_ops() if op.get_type_name() == "Constant"]
     types = {op.get_output_element_type(0).get_type_name() for op in constants}
     assert "f32" in types and not types & {"f16", "bf16"}
@@ -163,13 +164,20 @@ class Shifted(OnnxNetwork):
         return maps, scores + np.float32(self.shift)
 
 
+def shifted(file: Path, record: BundleRecord, *_: object) -> Shifted:
+    """In place of `open_network`."""
+    return Shifted(file, record.image_size, record.settings)
+
+
 @pytest.mark.parametrize("shift", [1.0, np.nan])
 @pytest.mark.usefixtures("written")
 def test_an_exported_detector_that_judges_otherwise_is_not_handed_over(
     shift: float, fitted: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Shifted, "shift", shift)
-    monkeypatch.setattr(bundling, "open_network", lambda file, record, *_: Shifted(file, record.image_size))
+    monkeypatch.setattr(
+        bundling, "open_network", lambda file, record, *_: Shifted(file, record.image_size, record.settings)
+    )
     with pytest.raises(BundleError, match=r"judges [0-9]+ of 10 pictures differently|not finite") as raised:
         export_run(fitted, tmp_path / "out" / "bundle", "onnx", data=data)
     assert "plate/train/good/" in str(raised.value)
@@ -179,7 +187,9 @@ def test_an_exported_detector_that_judges_otherwise_is_not_handed_over(
 def test_a_verdict_that_differs_on_another_machine_ends_verify_with_2(
     bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("threecad.runtime.open_network", lambda file, record, *_: Shifted(file, record.image_size))
+    monkeypatch.setattr(
+        "threecad.runtime.open_network", lambda file, record, *_: Shifted(file, record.image_size, record.settings)
+    )
     with pytest.raises(BundleError, match=r"judges [0-9]+ of 6 pictures differently; do not use it on this machine"):
         verify(bundles["onnx"])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from threecad.data.hashes import Progress
 from threecad.errors import DataError
 from threecad.inputs import gather
-from threecad.opening import open_predictor
+from threecad.opening import open_predictor, refuse_unless_run
 from threecad.prediction import look_through
 from threecad.runs import RunFolder
 from threecad.runtime.bundle import Bundle, is_bundle
@@ -46,6 +46,7 @@ def change_verdict(folder: Path, **budgets: float | None) -> Verdicts:
         bundle = Bundle(folder)
         bundle.refuse_unless_whole(bundle.read_record())
     else:
+        refuse_unless_run(folder)
         RunFolder(folder).read_record()
     before = read_verdicts(folder)
     after = before.with_budgets(**budgets)

@@ -32,6 +32,7 @@ from threecad.settings import AUTO, Settings
 from threecad.synthesis import TextureSource
 from threecad.synthesis.textures import texture_source
 from threecad.tensors import own_randomness, seed_everything
+from threecad.threads import gave_way
 from threecad.training import Callback, StepReport, train
 from threecad.verdicts import GoodScores
 
@@ -73,6 +74,8 @@ def fit(
     run, requested = RunFolder(Path(out)), resolve_settings(method, settings or {})
     fabric = _fabric(method, requested)
     before = run.read_record() if resume and run.is_started else None
+    if before and gave_way():
+        torch.set_num_threads(before.threads)  # with which it goes on exactly, however busy the machine is now
     if not before and fabric.global_rank == 0:
         run.refuse_unless_free()  # with `resume`, too: a folder without a record is nothing to go on with
     found = read_fit_data(method, Path(data), categories, requested, progress)

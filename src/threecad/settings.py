@@ -221,7 +221,8 @@ class TrainingSettings(Table):
     """`method`: the learning-rate schedule of the publication. `one_cycle`: warm up and cool down in any budget."""
 
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Arithmetic inside the networks; `auto` takes bf16 where the machine has it natively."""
+    """Arithmetic inside the networks; `auto` takes bf16 where the machine has it natively, and float32 for a method
+    that scores good parts in closed form."""
 
     folds: int | None = Field(default=None, ge=2, le=100)
     """Fits, beside the one on all good parts, that score each good part by a model of the other folds: all parts count,

@@ -83,7 +83,7 @@ def export_run(
         bundle, workspace = Bundle(building), Path(made)
         shown = gather_pictures(record, trained, data, workspace)
         words = model_info(record.method, trained.image_size, _map_scale(trained, verdicts))
-        model, opset = write_model(program, backend, bundle.path, words)
+        model, opset = write_model(program, backend, bundle.path, words, trained.image_size)
         about = _record(record, trained, verdicts, backend, model, opset)
         network = open_network(bundle.path / model, about, None, None)
         exported = replace(trained, network=network, verdicts=verdicts, conditions=about.conditions)
