@@ -2,7 +2,9 @@
 
 python bench/verdicts_on.py ROOT --out DIR [--method padim]… [--category NAME]… [--set table.key=value]…
 
-Fits a run a method and set in DIR where there is no finished one; a second call only judges.
+Fits a run a method and set, DIR/METHOD-SET, where there is no finished one, and keeps the test's scores beside it; a
+second call only judges. The good parts of a run that has learnt from all and scored none come from the test: every
+other one is calibrated with, and only the rest is judged.
 """
 
 from __future__ import annotations
@@ -24,10 +26,20 @@ from threecad.prediction import look_through
 from threecad.records import GOOD
 from threecad.runs import RunFolder
 from threecad.settings_layers import merge, parse_pairs
-from threecad.verdicts import Verdicts, VerdictSettings, per_cent, score_alike, share_of, with_interval
+from threecad.verdicts import (
+    AREAS_PX,
+    GoodPart,
+    Verdicts,
+    VerdictSettings,
+    per_cent,
+    score_alike,
+    share_of,
+    with_interval,
+)
 
 REJECT_AT = (0.01, 0.02, 0.05)
-HEADER = ("set", "method", "n", "reject_at", "NG above", "promised", "good rejected", "holds", "defects not rejected")
+HEADER = ("set", "method", "good scored by", "n", "reject_at", "NG above", "promised", "good rejected", "holds")
+HEADER += ("defects not rejected",)
 BY_TYPE = ("set", "method", "defect", "parts", *(f"escape at {per_cent(share)}" for share in REJECT_AT))
 ALIKE = ("set", "method", "calibrated", "median", "test/good", "median", "p of no difference")
 
@@ -38,8 +50,8 @@ def main() -> None:
     for name in asked.category or list_categories(asked.root):
         for method in asked.method or ["cfrg"]:
             run, labels = fitted(asked, method, name), (name, METHODS.paper(method).name)
-            verdicts, scores = RunFolder(run).read_verdicts(), test_scores(run, asked.root, name)
-            overall += [(*labels, *row) for row in rows(verdicts, scores)]
+            scored_by, verdicts, scores = calibrated(run, test_scores(run, asked.root, name))
+            overall += [(*labels, scored_by, *row) for row in rows(verdicts, scores)]
             by_type += [(*labels, *row) for row in rows_by_type(verdicts, scores)]
             alike.append((*labels, *row_of_likeness(verdicts, scores)))
     print(markdown(HEADER, overall), markdown(BY_TYPE, by_type), markdown(ALIKE, alike), sep="\n")
@@ -79,6 +91,18 @@ def test_scores(run: Path, root: Path, name: str) -> dict[str, list[float]]:
         scores.setdefault(sample.defect, []).append(found.score)
     write_json(kept, scores)
     return scores
+
+
+def calibrated(run: Path, scores: dict[str, list[float]]) -> tuple[str, Verdicts, dict[str, list[float]]]:
+    """How good parts were scored, the verdicts that follow, and the scores of the test that are left to judge."""
+    verdicts = RunFolder(run).read_verdicts()
+    if verdicts.good.categories:
+        return RunFolder(run).read_record().scoring, verdicts, scores
+    half, rest = scores[GOOD][::2], scores[GOOD][1::2]
+    parts = tuple(GoodPart(part=str(k), score=score, peaks=(score,) * len(AREAS_PX)) for k, score in enumerate(half))
+    (name,) = verdicts.good.parts
+    good = verdicts.good.model_copy(update={"parts": {name: parts}})
+    return "half of the test", Verdicts(good, verdicts.settings), {**scores, GOOD: rest}
 
 
 def at(verdicts: Verdicts, share: float) -> Verdicts:

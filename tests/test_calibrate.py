@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from conftest import plate, save
-from test_cli import Ask, ask  # noqa: F401
-from threecad.calibrating import Calibrated, calibrate, compare
+from test_cli import Ask, ask, refused  # noqa: F401
+from threecad.calibrating import Calibrated, calibrate, good_scores
+from threecad.deciding import kept_told
 from threecad.errors import DataError, RunError, SettingsError
 from threecad.inference import load
 from threecad.runs import RunFolder
@@ -159,15 +160,22 @@ def test_further_good_parts_are_held_against_the_promise_and_change_nothing(
     assert {path.name: path.read_bytes() for path in run.iterdir()} == kept
 
 
+def test_parts_that_cannot_be_read_leave_the_budgets_as_they_were(ask: Ask, run: Path, tmp_path: Path) -> None:  # noqa: F811
+    for option in ("--good", "--defects"):
+        refused(ask("verdict", run, "--reject-at", 0.02, option, tmp_path / "nowhere"), "found nothing")
+    assert RunFolder(run).read_verdicts().settings.reject_at == 0.01
+
+
 def test_good_parts_of_another_day_are_noticed(run: Path, tmp_path: Path) -> None:
     for number in range(12):
         dirty = plate(500 + number).astype(float) + np.random.default_rng(number).normal(0, 25, (48, 64, 3))
         save(tmp_path / "another day" / f"{number}.png", np.clip(dirty, 0, 255).astype(np.uint8))
-    found = compare(run, [tmp_path / "another day"])
-    assert found.n == 12 and found.rejected.value == 1 and found.p_value < 0.01
-    assert "They do not score like the 6 that the thresholds come from" in list(found.told())[1]
+    verdicts = RunFolder(run).read_verdicts()
+    kept = verdicts.kept(good_scores(run, [tmp_path / "another day"]))
+    assert kept.n == 12 and kept.rejected.value == 1 and kept.p_value < 0.01
+    assert "They do not score like the 6 that the thresholds" in list(kept_told(kept, verdicts.limits().reject))[1]
 
 
 def test_good_parts_that_the_promise_stands_on_say_nothing_of_it(run: Path, common_tree: Path) -> None:
     with pytest.raises(DataError, match="all of these 6 images are counted already"):
-        compare(run, [common_tree / "plate" / "train" / "good"])
+        good_scores(run, [common_tree / "plate" / "train" / "good"])

@@ -13,27 +13,22 @@ from threecad.errors import DataError
 from threecad.groups import groups, path_for_patterns
 from threecad.inference import load
 from threecad.inputs import Input, gather
+from threecad.opening import open_predictor
 from threecad.prediction import look_through
 from threecad.predictor import Predictor
 from threecad.runs import RunFolder
 from threecad.verdicts import (
-    UNLIKE,
     GoodLooks,
     GoodPart,
     GoodScores,
-    Interval,
-    Limit,
     Look,
     Verdicts,
-    confidence_words,
     image_name,
     joined_parts,
     look,
     per_cent,
+    read_verdicts,
     refuse_other_conditions,
-    score_alike,
-    share_of,
-    with_interval,
 )
 
 
@@ -64,68 +59,39 @@ class Calibrated(NamedTuple):
             )
 
 
-class Compared(NamedTuple):
-    """What further good parts say of the promise."""
-
-    n: int
-    rejected: Interval  # their share above the threshold of NG, with its Clopper–Pearson interval
-    limit: Limit  # of NG
-    p_value: float  # of scores that differ as much from the calibrated ones, if parts were of one kind
-
-    def told(self) -> Iterator[str]:
-        """In words: how many are rejected, and whether they look like those that the thresholds come from."""
-        promised, confidence = per_cent(self.limit.promised, up=True), confidence_words(self.limit.budget)
-        yield (
-            f"Of these {self.n} good parts {with_interval(self.rejected)} are rejected, with {confidence}; "
-            f"promised were at most {promised}."
-        )
-        chance = f"such a difference between good parts of one kind comes by chance with p = {self.p_value:.2g}"
-        if self.rejected.low > self.limit.promised or self.p_value < UNLIKE:
-            yield (
-                f"They do not score like the {self.limit.n} that the thresholds come from ({chance}): the promise does "
-                "not hold for them.\nFind what has changed, or calibrate with parts like these."
-            )
-        else:
-            yield f"They score like the {self.limit.n} that the thresholds come from ({chance})."
-
-
-def compare(
-    run: Path | str,
+def good_scores(
+    folder: Path,
     inputs: Sequence[Path],
     *,
     category: str | None = None,
     progress: Progress | None = None,
     notify: Callable[[str], None] = lambda line: None,
-) -> Compared:
-    """What images of further good parts say of a run's promise; nothing is changed.
+) -> list[float]:
+    """The score that a run or a bundle gives each further good part, to be held against those that count already.
 
     Arguments are as of `calibrate`.
 
     Raises:
-        DataError: an image that cannot be read, or none that the model has not learnt from.
-        RunError: a run that cannot be loaded, or good parts that were scored under other conditions.
-        SettingsError: too few good parts, a category that was not learnt, or several and none is named.
+        DataError: an image that cannot be read, or no part that is new.
+        RunError, BundleError: what cannot be loaded, or whose good parts were scored under other conditions.
+        SettingsError: a category that was not learnt, or several and none is named.
     """
-    folder = RunFolder(Path(run))
-    predictor = load(run, notify=notify)
-    before = folder.read_verdicts()
-    name = before.good.category(category)
-    limit = before.limits(name).reject
-    refuse_other_conditions(before.good.conditions, predictor.conditions, "the good parts' scores")
-    images, _ = _not_learnt([image for given in inputs for image in gather([given], folder.path)], before.good)
-    patterns = folder.read_record().settings.get("data", {})
+    predictor = open_predictor(folder, notify=notify)
+    good = read_verdicts(folder).good
+    name = good.category(category)
+    refuse_other_conditions(good.conditions, predictor.conditions, "the good parts' scores")
+    images, _ = _not_learnt([image for given in inputs for image in gather([given], folder)], good)
+    patterns = {"part": good.part} if good.part else {}
     parts: list[GoodPart] = []
     for done, (part, _) in enumerate(_good_parts(predictor, images, name, patterns, lambda line: None), start=1):
         parts.append(part)
         if progress:
             progress(done, len(images))
-    counted = {part.part for part in before.good.of(name)}
+    counted = {part.part for part in good.of(name)}
     scores = [part.score for part in joined_parts(parts) if part.part not in counted]
     if not scores:
         raise DataError(f"all of these {len(parts)} images are counted already; expected pictures of other good parts")
-    rejected = sum(score > limit.threshold for score in scores)
-    share = share_of(rejected, len(scores), limit.budget.confidence)
-    return Compared(len(scores), share, limit, score_alike(scores, before.good.scores(name)))
+    return scores
 
 
 def calibrate(

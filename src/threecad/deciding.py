@@ -16,8 +16,11 @@ from threecad.verdicts import (
     UNLIKE,
     Budget,
     Escapes,
+    Kept,
+    Limit,
     Verdicts,
     compare_lots,
+    confidence_words,
     limit,
     parts_needed,
     per_cent,
@@ -95,6 +98,22 @@ def escapes_told(escapes: Escapes, confidence: float) -> Iterator[str]:
     """What defective samples say, in words."""
     for share, what in ((escapes.passed, "pass as OK"), (escapes.not_rejected, "are not rejected (OK or REVIEW)")):
         yield f"Of {escapes.n} defective samples {with_interval(share)} {what}, with {100 * confidence:g} % confidence."
+
+
+def kept_told(kept: Kept, limit: Limit) -> Iterator[str]:
+    """What further good parts say of the promise, in words: how many are rejected, and whether they are like those."""
+    yield (
+        f"Of these {kept.n} good parts {with_interval(kept.rejected)} are rejected, with "
+        f"{confidence_words(limit.budget)}; promised were at most {per_cent(limit.promised, up=True)}."
+    )
+    chance = f"such a difference between good parts of one kind comes by chance with p = {kept.p_value:.2g}"
+    if kept.rejected.low > limit.promised or kept.p_value < UNLIKE:
+        yield (
+            f"They do not score like the {limit.n} that the thresholds come from ({chance}): the promise does not hold "
+            "for them. Find what has changed, or calibrate with parts like these."
+        )
+    else:
+        yield f"They score like the {limit.n} that the thresholds come from ({chance})."
 
 
 def scores_of(

@@ -24,6 +24,9 @@ from threecad.images import Decoding, limit_of, read_mask, resize_image, resize_
 LEAST_WEIGHT = 1e-3
 """Weight of a tile's outermost pixel, where the Hann window itself is 0 and may be the only one."""
 
+LEAST_TILE_PX = 16
+"""Of a smaller tile a network of the usual strides sees one feature."""
+
 
 class Box(NamedTuple):
     """A rectangle of a picture, in pixels."""
@@ -72,7 +75,7 @@ class Tiles:
         """The tiles of a picture of `size` (height, width), row by row; together they cover it.
 
         Raises:
-            DataError: a tile would be larger than the picture.
+            DataError: a tile would be larger than the picture, or tiny.
         """
         (top, height), (left, width) = (self._along(axis, length) for axis, length in enumerate(size))
         return [Box(row, column, height, width) for row in top for column in left]
@@ -82,10 +85,18 @@ class Tiles:
         if self.grid is not None:
             count = self.grid[axis]
             side = math.ceil(length / (count - (count - 1) * self.overlap))
+            if side < LEAST_TILE_PX:
+                raise DataError(
+                    f"expected tiles of at least {LEAST_TILE_PX} px, found {side} px: {count} in {length} px; "
+                    "choose fewer data.tiles"
+                )
         else:
             side = self.side_px or length
             if side > length:
-                raise DataError(f"expected tiles no larger than the picture, found {side} px in {length} px")
+                raise DataError(
+                    f"expected tiles no larger than the picture, found {side} px in {length} px; "
+                    "choose another data.tile_px, or a grid with data.tiles"
+                )
             count = 1 + math.ceil((length - side) / max(side * (1 - self.overlap), 1))
         return [round(start) for start in np.linspace(0, length - side, count)], side
 

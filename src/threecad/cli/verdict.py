@@ -29,28 +29,26 @@ def verdict(
     category: Category = None,
 ) -> None:
     """Say how many good parts will be thrown away; with options, change its verdict.toml."""
-    from threecad.calibrating import compare
-    from threecad.deciding import HEADER, budget_rows, change_verdict, escapes_told, scores_of, told
+    from threecad.calibrating import good_scores
+    from threecad.deciding import HEADER, budget_rows, change_verdict, escapes_told, kept_told, scores_of, told
 
+    bad: list[float] | None = None
+    further: list[float] | None = None
+    with interruptible(lambda: "nothing was changed"), progress() as shown:
+        if defects is not None:  # what cannot be read stops here, before anything is changed
+            bad = scores_of(folder, [defects], category, counting(shown, "defects"))
+        if good is not None:
+            counted = counting(shown, "good parts")
+            further = good_scores(folder, [good], category=category, progress=counted, notify=shown.notify)
     verdicts = change_verdict(folder, review_at=review_at, reject_at=reject_at, confidence=confidence)
     table(HEADER, budget_rows(verdicts, category))
     for line in told(verdicts, category):
         result(line)
-    if defects is not None:
-        with interruptible(lambda: "nothing was written"), progress() as shown:
-            scores = scores_of(folder, [defects], category, counting(shown, "defects"))
-        for line in escapes_told(verdicts.escapes(scores, category), verdicts.settings.confidence):
+    if bad is not None:
+        for line in escapes_told(verdicts.escapes(bad, category), verdicts.settings.confidence):
             result(line)
-    if good is not None:
-        with interruptible(lambda: "nothing was written"), progress() as shown:
-            compared = compare(
-                folder,
-                [good],
-                category=category,
-                progress=counting(shown, "good parts"),
-                notify=shown.notify,
-            )
-        for line in compared.told():
+    if further is not None:
+        for line in kept_told(verdicts.kept(further, category), verdicts.limits(category).reject):
             result(line)
 
 

@@ -22,6 +22,7 @@ from threecad.verdicts.bounds import (
 from threecad.verdicts.decide import (
     Escapes,
     Judged,
+    Kept,
     Limits,
     Verdict,
     Verdicts,
@@ -61,6 +62,7 @@ __all__ = [
     "GoodScores",
     "Interval",
     "Judged",
+    "Kept",
     "Limit",
     "Limits",
     "Look",

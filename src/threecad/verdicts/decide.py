@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -13,6 +14,7 @@ from threecad.verdicts.areas import Region, regions
 from threecad.verdicts.bounds import FEWEST_PARTS, Budget, Interval, Limit, limit, rejects_to_come, share_of
 from threecad.verdicts.good import GoodScores, good_share
 from threecad.verdicts.looks import plausible
+from threecad.verdicts.lots import score_alike
 from threecad.verdicts.settings import VerdictSettings, write_verdict
 
 Word = Literal["OK", "REVIEW", "NG"]
@@ -47,6 +49,14 @@ class Escapes(NamedTuple):
     n: int
     passed: Interval  # called OK
     not_rejected: Interval  # called OK or REVIEW
+
+
+class Kept(NamedTuple):
+    """What further good parts make of the promise."""
+
+    n: int
+    rejected: Interval  # their share that is NG
+    p_value: float  # of scores that differ as much from the known ones, if all parts are of one kind
 
 
 @dataclass(frozen=True)
@@ -168,6 +178,12 @@ class Verdicts:
         passed, kept = (int(np.sum(finite & (scores <= one.threshold))) for one in (limits.review, limits.reject))
         n, confidence = len(scores), self.settings.confidence
         return Escapes(n, share_of(passed, n, confidence), share_of(kept, n, confidence))
+
+    def kept(self, good_scores: Sequence[float] | np.ndarray, category: str | None = None) -> Kept:
+        """How many of these further good parts are rejected, and whether they score as the known ones do."""
+        scores, limit = np.asarray(good_scores, dtype=np.float64), self.limits(category).reject
+        rejected = share_of(int(np.sum(scores > limit.threshold)), len(scores), self.settings.confidence)
+        return Kept(len(scores), rejected, score_alike(scores, self.good.scores(category)))
 
     def as_toml(self) -> str:
         """The text of `verdict.toml`: the budgets, and for readers the thresholds with n and promise."""
