@@ -40,11 +40,14 @@ class Service:
             store.mkdir(parents=True, exist_ok=True)
             mounted = f'mount -t tmpfs -o {disk} station "{store}" && exec "$@"'
             command = ["unshare", "--mount", "sh", "-c", mounted, "sh", *command]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self._log = Path(f"{store}.log")  # not a pipe: nobody would read it while the station writes
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         if is_expected_to_start:
-            assert self.process.stdout is not None and self.process.stderr is not None
+            assert self.process.stdout is not None
             address = self.process.stdout.readline().strip()
-            assert address, self.process.stderr.read()
+            assert address, self._log.read_text()
             self.port = int(address.rstrip("/").rpartition(":")[2])
 
     def __enter__(self) -> Service:
@@ -56,8 +59,8 @@ class Service:
 
     def ended(self) -> tuple[int, str]:
         """Exit code of a station that could not start, and the last line it wrote."""
-        _, errors = self.process.communicate(timeout=120)
-        return self.process.returncode, " ".join(errors.strip().splitlines()[-2:])
+        self.process.communicate(timeout=120)
+        return self.process.returncode, " ".join(self._log.read_text().strip().splitlines()[-2:])
 
     def inspect(self, content: bytes, part: str) -> Answered:
         """The answer to a picture."""
