@@ -48,7 +48,9 @@ def main() -> None:
             rows = len(list((folder / "killed" / "rows").rglob("*.json")))
             print(f"| {moment:.1f} s of {whole_s:.1f} s | {rows} of {JOBS} |", flush=True)
             if rows == JOBS or number == options.kills:
-                subprocess.run([*command, str(folder / "killed")], check=True, capture_output=True)
+                last = subprocess.run([*command, str(folder / "killed")], capture_output=True, text=True)
+                if last.returncode:
+                    sys.exit(f"the grid did not run to its end: {last.stderr.strip()}")
                 compared, same = compared + 1, same + (whole.read_bytes() == killed.read_bytes())
                 shutil.rmtree(folder / "killed")
     print(f"\n{compared} grids run to their end after kills; {same} tables are that of a grid that was not killed.")
