@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from threecad.data.hashes import Progress, content_hashes
 from threecad.errors import DataError
-from threecad.groups import groups
+from threecad.groups import groups, path_for_patterns
 from threecad.inference import load
 from threecad.inputs import Input, gather
+from threecad.opening import open_predictor
 from threecad.prediction import look_through
 from threecad.predictor import Predictor
 from threecad.runs import RunFolder
@@ -26,6 +27,7 @@ from threecad.verdicts import (
     joined_parts,
     look,
     per_cent,
+    read_verdicts,
     refuse_other_conditions,
 )
 
@@ -58,29 +60,28 @@ class Calibrated(NamedTuple):
 
 
 def good_scores(
-    run: Path | str,
+    folder: Path,
     inputs: Sequence[Path],
     *,
     category: str | None = None,
     progress: Progress | None = None,
     notify: Callable[[str], None] = lambda line: None,
 ) -> list[float]:
-    """The score of each further good part, to be held against those that count already; nothing is changed.
+    """The score that a run or a bundle gives each further good part, to be held against those that count already.
 
     Arguments are as of `calibrate`.
 
     Raises:
         DataError: an image that cannot be read, or no part that is new.
-        RunError: a run that cannot be loaded, or whose good parts were scored under other conditions.
+        RunError, BundleError: what cannot be loaded, or whose good parts were scored under other conditions.
         SettingsError: a category that was not learnt, or several and none is named.
     """
-    folder = RunFolder(Path(run))
-    predictor = load(run, notify=notify)
-    good = folder.read_verdicts().good
+    predictor = open_predictor(folder, notify=notify)
+    good = read_verdicts(folder).good
     name = good.category(category)
     refuse_other_conditions(good.conditions, predictor.conditions, "the good parts' scores")
-    images, _ = _not_learnt([image for given in inputs for image in gather([given], folder.path)], good)
-    patterns = folder.read_record().settings.get("data", {})
+    images, _ = _not_learnt([image for given in inputs for image in gather([given], folder)], good)
+    patterns = {"part": good.part} if good.part else {}
     parts: list[GoodPart] = []
     for done, (part, _) in enumerate(_good_parts(predictor, images, name, patterns, lambda line: None), start=1):
         parts.append(part)
@@ -174,7 +175,7 @@ def _good_parts(
     notify: Callable[[str], None],
 ) -> Iterator[tuple[GoodPart, Look]]:
     """Each image as a good part, with its look; unusual looks are told."""
-    paths = [f"{image.path.parent.name}/{image.path.name}" for image in images.values()]
+    paths = [path_for_patterns(image.path) for image in images.values()]
     parts = groups(paths, patterns["part"], "part") if patterns.get("part") else list(images)
     lots = groups(paths, patterns["lot"], "lot") if patterns.get("lot") else [None] * len(paths)
     seen = look_through(predictor, list(images.values()), category, keep_whole=True)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from threecad.data.hashes import Progress
 from threecad.errors import DataError
-from threecad.files import write_text
-from threecad.inference import load
 from threecad.inputs import gather
+from threecad.opening import open_predictor, refuse_unless_run
 from threecad.prediction import look_through
 from threecad.runs import RunFolder
+from threecad.runtime.bundle import Bundle, is_bundle
 from threecad.verdicts import (
     UNLIKE,
     Budget,
@@ -25,7 +24,9 @@ from threecad.verdicts import (
     limit,
     parts_needed,
     per_cent,
+    read_verdicts,
     with_interval,
+    write_budgets,
 )
 
 SHARES = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1)
@@ -34,19 +35,23 @@ SHARES = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1)
 HEADER = ("of good parts, at most", "is kept by", "threshold", "which promises", "parts missing")
 
 
-def change_verdict(run: Path, **values: float | None) -> Verdicts:
-    """The run's verdicts, with other budgets where some are given: `verdict.toml` is then written anew.
+def change_verdict(folder: Path, **budgets: float | None) -> Verdicts:
+    """The verdicts of a run or a bundle, with other budgets where some are given: `verdict.toml` is then written anew.
 
     Raises:
         SettingsError: a budget that does not fit, or budgets crossed; nothing is written.
-        RunError: there is no finished run, or the file is another run's.
+        RunError, BundleError: there is no such run or bundle, it is damaged, or the file is another run's.
     """
-    folder = RunFolder(run)
-    folder.read_record()
-    before = folder.read_verdicts()
-    after = replace(before, settings=before.settings.changed(**values))
+    if is_bundle(folder):
+        bundle = Bundle(folder)
+        bundle.refuse_unless_whole(bundle.read_record())
+    else:
+        refuse_unless_run(folder)
+        RunFolder(folder).read_record()
+    before = read_verdicts(folder)
+    after = before.with_budgets(**budgets)
     if after.settings != before.settings:
-        write_text(folder.verdict_file, after.as_toml())
+        write_budgets(folder, after)
     return after
 
 
@@ -112,15 +117,15 @@ def kept_told(kept: Kept, limit: Limit) -> Iterator[str]:
 
 
 def scores_of(
-    run: Path, inputs: Sequence[Path], category: str | None = None, progress: Progress | None = None
+    folder: Path, inputs: Sequence[Path], category: str | None = None, progress: Progress | None = None
 ) -> list[float]:
-    """The score of each image.
+    """The score that a run or a bundle gives each image.
 
     Raises:
         DataError: an image that cannot be read.
     """
-    predictor, scores = load(run), []
-    images = [image for given in inputs for image in gather([given], run)]
+    predictor, scores = open_predictor(folder), []
+    images = [image for given in inputs for image in gather([given], folder)]
     for done, (image, found) in enumerate(look_through(predictor, images, category), start=1):
         if found is None:
             raise DataError(image.error)

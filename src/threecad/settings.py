@@ -103,6 +103,10 @@ class MethodConfig(Table):
             raise ValueError(f"expected multiples of {cls.grid} px; the next size is {height}×{width}")
         return value
 
+    def for_images(self, images: int) -> Self:
+        """These settings as a fit on so many images takes them: what is bounded by a setting may be less by need."""
+        return self
+
     @classmethod
     def tiny(cls) -> Self:
         """A configuration for tests: random weights, small images, a finest grid of at least 8×8."""
@@ -221,7 +225,8 @@ class TrainingSettings(Table):
     """`method`: the learning-rate schedule of the publication. `one_cycle`: warm up and cool down in any budget."""
 
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Arithmetic inside the networks; `auto` takes bf16 where the machine has it natively."""
+    """Arithmetic inside the networks; `auto` takes bf16 where the machine has it natively, and float32 for a method
+    that scores good parts in closed form."""
 
     folds: int | None = Field(default=None, ge=2, le=100)
     """Fits, beside the one on all good parts, that score each good part by a model of the other folds: all parts count,

@@ -14,7 +14,7 @@ Category = Annotated[str | None, Option(metavar="NAME", help="Whose good parts, 
 
 
 def verdict(
-    run: Run,
+    folder: Annotated[Path, Argument(metavar="RUN|BUNDLE", help="Folder of a fit or an export.", show_default=False)],
     review_at: Annotated[
         float | None, Option(metavar="A", help="Share of good parts that may be set aside or rejected.")
     ] = None,
@@ -28,7 +28,7 @@ def verdict(
     ] = None,
     category: Category = None,
 ) -> None:
-    """Say how many good parts will be thrown away; with options, change RUN/verdict.toml."""
+    """Say how many good parts will be thrown away; with options, change its verdict.toml."""
     from threecad.calibrating import good_scores
     from threecad.deciding import HEADER, budget_rows, change_verdict, escapes_told, kept_told, scores_of, told
 
@@ -36,11 +36,11 @@ def verdict(
     further: list[float] | None = None
     with interruptible(lambda: "nothing was changed"), progress() as shown:
         if defects is not None:  # what cannot be read stops here, before anything is changed
-            bad = scores_of(run, [defects], category, counting(shown, "defects"))
+            bad = scores_of(folder, [defects], category, counting(shown, "defects"))
         if good is not None:
             counted = counting(shown, "good parts")
-            further = good_scores(run, [good], category=category, progress=counted, notify=shown.notify)
-    verdicts = change_verdict(run, review_at=review_at, reject_at=reject_at, confidence=confidence)
+            further = good_scores(folder, [good], category=category, progress=counted, notify=shown.notify)
+    verdicts = change_verdict(folder, review_at=review_at, reject_at=reject_at, confidence=confidence)
     table(HEADER, budget_rows(verdicts, category))
     for line in told(verdicts, category):
         result(line)

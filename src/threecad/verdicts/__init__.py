@@ -32,7 +32,7 @@ from threecad.verdicts.decide import (
     promise,
     with_interval,
 )
-from threecad.verdicts.files import read_verdicts, write_verdicts
+from threecad.verdicts.files import BUDGETS, read_verdicts, write_budgets, write_verdicts
 from threecad.verdicts.good import (
     Conditions,
     GoodPart,
@@ -51,6 +51,7 @@ from threecad.verdicts.settings import VerdictSettings, read_verdict, write_verd
 
 __all__ = [
     "AREAS_PX",
+    "BUDGETS",
     "FEWEST_PARTS",
     "UNLIKE",
     "Budget",
@@ -95,6 +96,7 @@ __all__ = [
     "share_of",
     "smallest_share",
     "with_interval",
+    "write_budgets",
     "write_verdict",
     "write_verdicts",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -66,6 +66,14 @@ class Verdicts:
     good: GoodScores
     settings: VerdictSettings = field(default_factory=VerdictSettings)
     distrust: str = ""  # why the good parts' scores say nothing here, such as another precision; then all is REVIEW
+
+    def with_budgets(self, **budgets: Any) -> Verdicts:
+        """The same good parts with other budgets, from which other thresholds follow; None leaves one as it is.
+
+        Raises:
+            SettingsError: a value that does not fit.
+        """
+        return replace(self, settings=self.settings.changed(**budgets))
 
     def limits(self, category: str | None = None) -> Limits:
         """The thresholds of a category; of the only one where none is named.
