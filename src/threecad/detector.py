@@ -152,6 +152,10 @@ class Detector(nn.Module, ABC):
         """
         raise NotImplementedError
 
+    def choices(self) -> list[str]:
+        """What the fit has chosen by the set's own parts, and on what evidence: lines for the run's record."""
+        return []
+
     @property
     def least_batch(self) -> int:
         """Fewest images a step and device from which the method can learn.

@@ -41,16 +41,18 @@ class PatchMemory(nn.Module):
         self.register_buffer("bank", torch.zeros(cells, max(1, patches // cells), values))
         self.register_buffer("squares", torch.full(self.bank.shape[:2], NOWHERE))
 
-    def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, vectors: Tensor, reach: int | None = None) -> tuple[Tensor, Tensor]:
         """Distance of each patch from the nearest one in memory, and that one's row: (B, P) twice.
 
         The nearest is found by products, whose differences of large numbers are rounded; its distance is then measured.
 
         Args:
             vectors: (B, P, D), row by row of the grid.
+            reach: in the place of the memory's own, for a memory a position.
         """
+        reach = self.reach if reach is None else reach
         with full_precision(vectors):
-            rows = self._nearest_anywhere(vectors) if self.reach is None else self._nearest_around(vectors, self.reach)
+            rows = self._nearest_anywhere(vectors) if reach is None else self._nearest_around(vectors, reach)
             return torch.linalg.vector_norm(vectors - self._patches(rows), dim=2), rows
 
     def rarity(self, tested: Tensor, row: Tensor, neighbours: int) -> Tensor:
