@@ -8,7 +8,8 @@ from typing import cast
 from torch import Tensor, nn
 
 from threecad.detector import Epochs, StatisticsPhase, Steps
-from threecad.nets.calibration import Calibration, Comparison
+from threecad.nets.calibration import Calibration, thinned
+from threecad.nets.differences import Comparison
 from threecad.nets.standardisation import Standardisation
 from threecad.nets.sums import joined, of_part
 from threecad.records import Batch
@@ -58,25 +59,32 @@ def calibration_phases(
         synthesizer: alters the parts that the coarse Gaussians are fitted on.
         ridge: share of the mean variance that is added to every variance.
     """
+    fine, coarse, nearest = calibration.fine, calibration.coarse, calibration.nearest
     yield StatisticsPhase(
         "fine_distances",
-        calibration.empty_good_sums,
-        observe=lambda sums, batch: calibration.add_good(sums, batch.image, compare(batch.image)),
-        conclude=lambda sums: calibration.conclude_good(sums, ridge),
+        fine.empty_sums,
+        observe=lambda sums, batch: fine.add(sums, compare(batch.image)),
+        conclude=lambda sums: fine.conclude(sums, ridge),
+    )
+    yield StatisticsPhase(
+        "coarse_distance",
+        coarse.empty_sums,
+        observe=lambda sums, batch: coarse.add(sums, batch.image, compare(batch.augmented), batch.mask),
+        conclude=lambda sums: coarse.conclude(sums, ridge),
+        synthesizer=synthesizer,
+        duration=Epochs(2),
+    )
+    yield StatisticsPhase(
+        "good_parts",
+        nearest.empty_counts,
+        observe=lambda sums, batch: nearest.count(sums, batch.image),
+        conclude=nearest.conclude_counts,
     )
     yield StatisticsPhase(
         "nearest_patches",
-        calibration.nearest.empty_patches,
-        observe=lambda sums, batch: calibration.add_patches(sums, batch.image, teacher(batch.image)),
-        conclude=calibration.nearest.conclude_patches,
-    )
-    yield StatisticsPhase(
-        "coarse_distances",
-        calibration.coarse.empty_sums,
-        observe=lambda sums, batch: calibration.add_coarse(sums, compare(batch.augmented), batch.mask),
-        conclude=lambda sums: calibration.conclude_coarse(sums, ridge),
-        synthesizer=synthesizer,
-        duration=Epochs(2),
+        nearest.empty_patches,
+        observe=lambda sums, batch: nearest.add(sums, batch.image, thinned(teacher(batch.image))),
+        conclude=nearest.conclude_patches,
     )
     yield standardisation_phase(
         [calibration.places, calibration.peaks], lambda image: calibration.usual(image, compare(image))

@@ -330,7 +330,7 @@ def test_a_calibration_from_a_single_part_is_finite() -> None:
     detector = build(calibrated=True)
     phases = [phase for phase in detector.phases(ProceduralTextures()) if isinstance(phase, StatisticsPhase)]
     assert [phase.name for phase in phases] == [
-        *("fine_distances", "nearest_patches", "coarse_distances", "standardisation"),
+        *("fine_distances", "coarse_distance", "good_parts", "nearest_patches", "standardisation"),
         *("weights_displaced", "weights_shaded", "weights_scratched"),
     ]
     with torch.no_grad():

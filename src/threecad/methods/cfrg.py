@@ -56,7 +56,8 @@ from torch import Tensor, nn
 from threecad.detector import Detector, Epochs, GradientPhase, Phase, Preset
 from threecad.errors import SettingsError
 from threecad.methods import METHODS
-from threecad.nets.calibration import Calibration, Comparison
+from threecad.nets.calibration import Calibration
+from threecad.nets.differences import Comparison
 from threecad.nets.distillation import cosine_map, flattened_cosine_loss
 from threecad.nets.maps import GaussianBlur, cosine_distance, full_precision, upsample
 from threecad.nets.pyramid import Pyramid

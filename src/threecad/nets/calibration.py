@@ -2,21 +2,20 @@
 
 Three kinds of distances, each in units of how much it varies where nothing is wrong:
 
-- The fine distance compares the recovered features with the teacher's, at every scale: that of Mahalanobis, by the
-  mean and the covariance that good parts have at each position. Masked by the segmentation it is `segmented`, at the
-  coarsest scale alone it is `unusual`.
+- The fine distance compares the recovered features with the teacher's, by what they are on good parts. Masked by the
+  segmentation it is `segmented`, at the coarsest scale alone it is `unusual`.
 - The coarse distance compares the features of all branches with the teacher's, at the coarsest scale. Receptive fields
-  reach beyond a defect, so features beside it change too. Good parts never show this, and a Gaussian fitted on them
+  reach beyond a defect, so features beside it change too. Good parts never show this, and what was learnt from them
   would mark a halo around each defect. This one is therefore fitted on synthetically altered parts, at the positions
   that are not altered.
-- The nearest distance compares the teacher's own features with those of good parts (`nets.nearest`), at the same place
-  or around it: where parts lie a few pixels off, what is known of each place says little.
+- The nearest distance compares the teacher's own features with those of good parts, at the same place or around it:
+  where parts lie a few pixels off, what is known of each place says little.
 
-Map and score are weighted sums of these, the score of their peaks:
+Map and score are weighted sums of their smoothed maps and of these maps' peaks:
 
     map = Σ_k w_k distance_k / spread_k          score = Σ_k v_k (peak_k - mean_k) / spread_k
 
-Nothing here is chosen by hand. Means and spreads are those of good parts, each as if it had been left out. How much a
+Nothing of it is chosen by hand. Means and spreads are those of good parts, each as if it had been left out. How much a
 position's covariance takes from those of all others follows from how many parts there are and how much positions differ
 (`nets.gaussians`). The weights w and v, and with them how far to look around, are those that tell altered parts from
 good ones best (`nets.weighing`), altered in ways that the segmenter has not learnt from.
@@ -25,18 +24,15 @@ good ones best (`nets.weighing`), altered in ways that the segmenter has not lea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from threecad.nets.gaussians import PositionGaussians
-from threecad.nets.maps import GaussianBlur, full_precision, upsample
+from threecad.nets.differences import CoarseDistance, Comparison, FineDistances, channel_step
+from threecad.nets.maps import GaussianBlur, upsample
 from threecad.nets.nearest import STRIDE, NearestPatches
 from threecad.nets.pyramid import Pyramid
 from threecad.nets.standardisation import Standardisation
-from threecad.nets.sums import joined, of_part
 from threecad.nets.weighing import Weighing
 from threecad.records import Prediction
 
@@ -46,23 +42,11 @@ REACHES = (0, 1)
 DISTANCES = ("segmented", "unusual", "coarse", *(f"nearest within {reach * STRIDE} px" for reach in REACHES))
 """What is weighed, by name. Of the last, a sum takes one."""
 
-MOST_CHANNELS = 128
-"""Most channels of a scale that a distance uses. A Σ of 1,024 channels at each position would take 1 GB."""
-
 PATCHES, CANDIDATES = 32_768, 131_072
-"""Most patches of good parts that are kept, and that those are made of."""
+"""Most patches of good parts that are kept, and most that those are made of."""
 
 EVERY_PX = 4
 """Of a map's pixels, those that weights are learnt from lie so far apart along both axes; maps are smooth."""
-
-
-class Comparison(NamedTuple):
-    """What a calibration compares: the features of one batch of images, and the mask segmented from them."""
-
-    teacher: Sequence[Tensor]  # [(B, C_i, H_i, W_i)], fine to coarse
-    recovered: Sequence[Tensor]  # likewise: what should equal the teacher's features at every scale
-    coarsest: Sequence[Tensor]  # one (B, C_3, H_3, W_3) a branch: what should equal the teacher's coarsest features
-    mask: Tensor  # (B, 1, H, W) in [0, 1]
 
 
 class Calibration(nn.Module):
@@ -83,13 +67,13 @@ class Calibration(nn.Module):
         self.smooth = smooth
         height, width = image_size
         positions = [(height // stride) * (width // stride) for stride in teacher.strides]
-        used = [len(range(0, channels, _channel_step(channels))) for channels in teacher.channels]
-        self.fine = nn.ModuleList(PositionGaussians(*shape) for shape in zip(positions, used, strict=True))
-        self.coarse = PositionGaussians(positions[-1], branches * used[-1])
+        used = [len(range(0, channels, channel_step(channels))) for channels in teacher.channels]
+        self.fine = FineDistances(positions, used)
+        self.coarse = CoarseDistance(positions[-1], branches * used[-1])
         self.nearest = NearestPatches(image_size, sum(used), PATCHES, CANDIDATES)
-        around = range(len(DISTANCES) - len(REACHES), len(DISTANCES))
         self.places = Standardisation(len(DISTANCES), least_share=0.0)  # the distances have different units
         self.peaks = Standardisation(len(DISTANCES), least_share=0.0)
+        around = range(len(DISTANCES) - len(REACHES), len(DISTANCES))
         self.map_weights = Weighing(len(DISTANCES), kinds, exclusive=around)
         self.score_weights = Weighing(len(DISTANCES), kinds, exclusive=around)
 
@@ -100,93 +84,54 @@ class Calibration(nn.Module):
         anomaly_map = (distances * weights.view(-1, 1, 1)).sum(dim=1, keepdim=True)
         return Prediction(anomaly_map, self.score_weights(self.peaks(_peaks(distances))))
 
-    def measure(self, comparison: Comparison, learnt: Tensor | None = None, altered: bool = False) -> Tensor:
+    def measure(self, comparison: Comparison, image: Tensor | None = None, learnt: Comparison | None = None) -> Tensor:
         """The smoothed maps (B, K, H, W) of all `DISTANCES`.
 
         Args:
             comparison: of the images to be judged.
-            learnt: the good parts (B, 3, H, W) that these are, or from which they were made, if the fit has seen them.
-                Each is measured as if it had been left out: parts that were learnt from look more usual than new ones.
-            altered: whether they are altered, so that what was learnt of them at each position is another thing.
+            image, learnt: the good parts (B, 3, H, W) that these are, or from which they were made, and what is
+                compared of them, if the fit has seen them. Each is measured as if it had been left out: parts that were
+                learnt from look more usual than those to come.
         """
-        teacher, recovered, coarsest, mask = comparison
-        gaussians = self._fine()
-        squares = []
-        for scale, features, others in zip(gaussians, teacher, recovered, strict=True):
-            differences = _differences(features, others)
-            if learnt is None or altered:
-                distance = scale(differences)
-            else:
-                distance = scale.left_out(scale(differences.double())).float()
-            squares.append(_as_map(distance.square(), features.shape, mask))
-        channels = [scale.mean.shape[1] for scale in gaussians]
-        unusual = (squares[-1] / channels[-1]).sqrt()
-        fine = (torch.stack(squares).sum(dim=0) / sum(channels)).sqrt()
-        squared = self.coarse(_coarse_differences(teacher, coarsest)).square()
-        coarse = (_as_map(squared, teacher[-1].shape, mask) / self.coarse.mean.shape[1]).sqrt()
-        around = []
-        for reach in REACHES:
-            patches = _thinned(teacher)
-            nearest = self.nearest(patches, reach) if learnt is None else self.nearest.left_out(patches, reach, learnt)
-            around.append(upsample(nearest.unsqueeze(1), mask.shape[-2:], align_corners=False))
-        return torch.cat([self.smooth(distance) for distance in (fine * mask, unusual, coarse, *around)], dim=1)
-
-    def empty_good_sums(self) -> dict[str, Tensor]:
-        """Sums over no good parts: for the fine Gaussians, and which parts there are."""
-        return joined([*(scale.empty_sums() for scale in self._fine()), self.nearest.empty_counts()])
-
-    def add_good(self, sums: Mapping[str, Tensor], image: Tensor, comparison: Comparison) -> None:
-        """Add the differences on good parts (B, 3, H, W) to the sums, in place."""
-        for i, (features, others) in enumerate(zip(comparison.teacher, comparison.recovered, strict=True)):
-            PositionGaussians.add(of_part(sums, i), _differences(features, others))
-        self.nearest.count(of_part(sums, len(self.fine)), image)
-
-    def conclude_good(self, sums: Mapping[str, Tensor], ridge: float) -> None:
-        """Fit the fine Gaussians to the sums; `ridge` is the share of the mean variance added to each variance."""
-        for i, scale in enumerate(self._fine()):
-            scale.conclude(of_part(sums, i), ridge, relative=True, borrow=True)
-        self.nearest.conclude_counts(of_part(sums, len(self.fine)))
-
-    def add_patches(self, sums: Mapping[str, Tensor], image: Tensor, teacher: Sequence[Tensor]) -> None:
-        """Add the patches of good parts (B, 3, H, W) to `nearest.empty_patches()`, in place."""
-        self.nearest.add(sums, image, _thinned(teacher))
-
-    def add_coarse(self, sums: Mapping[str, Tensor], comparison: Comparison, altered: Tensor) -> None:
-        """Add the differences on altered parts to the sums, in place, where they are not `altered` (B, 1, H, W)."""
-        counted = F.adaptive_max_pool2d(altered, comparison.teacher[-1].shape[-2:]).flatten(1).T == 0
-        PositionGaussians.add(sums, _coarse_differences(comparison.teacher, comparison.coarsest), counted)
-
-    def conclude_coarse(self, sums: Mapping[str, Tensor], ridge: float) -> None:
-        """Fit the coarse Gaussians to the sums; `ridge` as in `conclude_good`."""
-        self.coarse.conclude(sums, ridge, relative=True, borrow=True)
+        fine, unusual = self.fine(comparison, learnt)
+        coarse = self.coarse(comparison, image)
+        patches = thinned(comparison.teacher)
+        size = comparison.mask.shape[-2:]
+        nearest = [upsample(self.nearest(patches, reach, image), size, align_corners=False) for reach in REACHES]
+        distances = (fine * comparison.mask, unusual, coarse, *nearest)
+        return torch.cat([self.smooth(distance) for distance in distances], dim=1)
 
     def usual(self, image: Tensor, comparison: Comparison) -> tuple[Tensor, Tensor]:
-        """Of good parts, each left out: what `places` and `peaks` are fitted to, (…, K) each."""
-        distances = self.measure(comparison, learnt=image)
+        """What `places` and `peaks` are fitted to, (…, K) each: good parts (B, 3, H, W), each as if left out."""
+        distances = self.measure(comparison, image, comparison)
         return _thinned_places(distances), _peaks(distances)
 
     def add_evidence(
         self,
         sums: Sequence[Mapping[str, Tensor]],
         image: Tensor,
-        unaltered: Comparison,
+        learnt: Comparison,
         comparison: Comparison,
         altered: Tensor,
     ) -> None:
-        """Count what good parts (B, 3, H, W) and the same ones altered look like under every form, in place.
+        """Count what good parts and the same ones altered look like under every form, in place.
 
         Args:
             sums: `map_weights.empty_sums()` and `score_weights.empty_sums()`.
-            unaltered, comparison: of the good and of the altered ones.
+            image, learnt: the good parts (B, 3, H, W), and what is compared of them.
+            comparison: of the altered ones.
             altered: where they are, (B, 1, H, W) of 0 and 1.
         """
-        good, changed = self.measure(unaltered, learnt=image), self.measure(comparison, learnt=image, altered=True)
-        for distances, mask in ((good, torch.zeros_like(altered)), (changed, altered)):
+        is_altered = altered.flatten(1).amax(dim=1) > 0  # a mask can be empty
+        good, changed = (self.measure(one, image, learnt) for one in (learnt, comparison))
+        for distances, mask, kept in (
+            (good, torch.zeros_like(altered), torch.ones_like(is_altered)),
+            (changed, altered, is_altered),
+        ):
             places = self.places(_thinned_places(distances))
             self.map_weights.add(sums[0], places.flatten(0, -2), _thinned_places(mask).flatten() > 0)
-            found = mask.flatten(1).amax(dim=1) > 0
-            kept = found if distances is changed else ~found  # of those altered, the ones whose mask is not empty
-            self.score_weights.add(sums[1], self.peaks(_peaks(distances))[kept], found[kept])
+            peaks = self.peaks(_peaks(distances))[kept]
+            self.score_weights.add(sums[1], peaks, mask.flatten(1).amax(dim=1)[kept] > 0)
 
     def choices(self, kinds: Sequence[str]) -> list[str]:
         """What has been learnt of the form, and on what evidence, in words.
@@ -194,43 +139,21 @@ class Calibration(nn.Module):
         Args:
             kinds: names of the kinds of alterations, in the order in which they were tried.
         """
-        borrowed = [f"{100 * float(one.shared.mean()):.0f} %" for one in (*self._fine(), self.coarse)]
+        fine, coarse = (
+            ", ".join(f"{100 * float(one.shared.mean()):.0f} %" for one in part.gaussians())
+            for part in (self.fine, self.coarse)
+        )
         return [
             f"map = {self.map_weights.said(DISTANCES, kinds)}",
             f"score = {self.score_weights.said(DISTANCES, kinds)}",
-            f"covariance that a position takes from all others: {', '.join(borrowed[:-1])} at the scales of the fine "
-            f"distance, {borrowed[-1]} for the coarse one (by the number of parts and by how much positions differ)",
+            f"of its covariance a position takes from all others {fine} at the fine distance's scales, {coarse} in the "
+            "coarse one's halves, by the number of parts and by how much positions differ",
         ]
 
-    def _fine(self) -> list[PositionGaussians]:
-        return cast("list[PositionGaussians]", list(self.fine))
 
-
-def _differences(features: Tensor, others: Tensor) -> Tensor:
-    """Differences (H·W, B, D) of the unit vectors of two features (B, C, H, W), at D evenly spaced channels."""
-    with full_precision(features):
-        difference = F.normalize(features.float(), dim=1) - F.normalize(others.float(), dim=1)
-        return difference[:, :: _channel_step(features.shape[1])].flatten(2).permute(2, 0, 1)
-
-
-def _coarse_differences(teacher: Sequence[Tensor], coarsest: Sequence[Tensor]) -> Tensor:
-    """Differences (P, B, branches · D) of every branch from the teacher at the coarsest scale."""
-    return torch.cat([_differences(teacher[-1], branch) for branch in coarsest], dim=2)
-
-
-def _channel_step(channels: int) -> int:
-    """The step between channels with which at most `MOST_CHANNELS` of them are used."""
-    return -(-channels // MOST_CHANNELS)
-
-
-def _thinned(features: Sequence[Tensor]) -> list[Tensor]:
+def thinned(features: Sequence[Tensor]) -> list[Tensor]:
     """The evenly spaced channels of each scale that distances use."""
-    return [scale[:, :: _channel_step(scale.shape[1])] for scale in features]
-
-
-def _as_map(values: Tensor, shape: Sequence[int], mask: Tensor) -> Tensor:
-    """Values (B, P) at the positions of features of a shape (B, C, h, w) as a map (B, 1, H, W) like the mask."""
-    return upsample(values.view(-1, 1, *shape[-2:]), mask.shape[-2:])
+    return [scale[:, :: channel_step(scale.shape[1])] for scale in features]
 
 
 def _peaks(distances: Tensor) -> Tensor:

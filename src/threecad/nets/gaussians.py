@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from threecad.nets.maps import full_precision
 
 LEAST_VARIANCE = 1e-8  # mean variance assumed for features about 1 long where all images are alike, or there is one
-LEAST_DENOMINATOR = {torch.float32: 1e-4, torch.float64: 1e-7}  # lower bound of the denominator in `left_out`
+LEAST_DENOMINATOR = 1e-7  # in `left_out`
 BORROWING_ROUNDS = 20
 POSITIONS_AT_ONCE = 512  # whose Σ are inverted together, in float64
 
@@ -45,27 +45,36 @@ class PositionGaussians(nn.Module):
         self.register_buffer("shared", torch.zeros(positions))
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Mahalanobis distances (B, P) of vectors (P, B, D); in float64 where they are, few positions at once."""
-        if vectors.dtype != torch.float64:
-            return mahalanobis(vectors, self.mean, self.factor)
-        chunks = torch.arange(len(self.mean), device=self.mean.device).split(POSITIONS_AT_ONCE)
-        exact = [mahalanobis(vectors[some], self.mean[some].double(), self.factor[some].double()) for some in chunks]
-        return torch.cat(exact, dim=1)
+        """Mahalanobis distances (B, P) of vectors (P, B, D)."""
+        return mahalanobis(vectors, self.mean, self.factor)
 
-    def left_out(self, distances: Tensor) -> Tensor:
-        """Distances (B, P) of vectors that the fit has seen, as if each had been left out of it.
+    def left_out(self, vectors: Tensor, learnt: Tensor | None = None) -> Tensor:
+        """Mahalanobis distances (B, P) of vectors (P, B, D), each as if one that the fit has seen had been left out.
 
-        Without x, μ moves by (x - μ) / (N - 1) and the position's own share 1 - λ of Σ loses a matrix of rank one, so
-        that (Sherman and Morrison) M² becomes (N / (N - 1))² M² / (1 - (1 - λ) M² N / (N - 1)²). The divisor of Σ
-        stays, and so does what comes from all positions. Where there are fewer vectors than dimensions, the difference is as
-        small as 1 / M²: give distances in float64 there.
+        Without x, μ moves by (x - μ) / (N - 1), and the position's own share 1 - λ of Σ loses a matrix of rank one; its
+        divisor stays, and so does what comes from all positions. With u = W^T (x - μ), v = W^T (y - μ) + u / (N - 1)
+        and c = (1 - λ) N / (N - 1)², the distance of y is then (Sherman and Morrison)
+
+            M² = v·v + c (v·u)² / (1 - c u·u)
+
+        Where there are fewer vectors than dimensions, the denominator is as small as 1 / M²: all is in float64.
+
+        Args:
+            learnt: x, (P, B, D); the vectors themselves if not given.
         """
-        count = self.count.clamp_min(2).to(distances.dtype)
-        own = 1 - self.shared.to(distances.dtype)
-        square = distances.square()
-        least = LEAST_DENOMINATOR[distances.dtype]
-        denominator = (1 - own * square * count / (count - 1).square()).clamp_min(least)
-        return count / (count - 1) * (square / denominator).sqrt()
+        found = []
+        for some in torch.arange(len(self.mean), device=self.mean.device).split(POSITIONS_AT_ONCE):
+            mean, factor = self.mean[some].double().unsqueeze(1), self.factor[some].double()
+            count = self.count[some].double().clamp_min(2).unsqueeze(1)
+            with full_precision(vectors):
+                away = (vectors[some].double() - mean) @ factor
+                lost = away if learnt is None else (learnt[some].double() - mean) @ factor
+            away = away + lost / (count - 1).unsqueeze(2)
+            c = (1 - self.shared[some].double().unsqueeze(1)) * count / (count - 1).square()
+            denominator = (1 - c * lost.square().sum(dim=2)).clamp_min(LEAST_DENOMINATOR)
+            along = (away * lost).sum(dim=2)
+            found.append((away.square().sum(dim=2) + c * along.square() / denominator).sqrt())
+        return torch.cat(found).T
 
     def empty_sums(self) -> dict[str, Tensor]:
         """Sums of no vectors, float64."""

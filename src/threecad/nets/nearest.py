@@ -1,8 +1,7 @@
-"""How far a part's patches lie from the nearest ones of good parts (after PatchCore; the two halves are ours).
+"""How far a part's patches lie from the nearest ones of good parts (after PatchCore; in two halves, which is ours).
 
-A patch is a vector of the teacher's features, whitened by the covariance that all positions have in common. Good
-parts fall by chance into two halves, and each half has a memory of its own. A part that was learnt from is measured by
-the half that it is not in, as if it had been left out; a part to come by the mean of both.
+A patch is a vector of the teacher's features, whitened by the covariance that all positions have in common. Each half
+of the good parts has a memory of its own (`nets.halves`).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from threecad.nets.candidates import Candidates
 from threecad.nets.gaussians import LEAST_VARIANCE, whitening
+from threecad.nets.halves import HALVES, from_halves, half_of
 from threecad.nets.maps import full_precision, upsample
 from threecad.nets.patch_memory import PatchMemory, k_means
 from threecad.nets.sums import joined, of_part
@@ -50,26 +50,21 @@ class NearestPatches(nn.Module):
         self.grid = (image_size[0] // STRIDE, image_size[1] // STRIDE)
         positions = self.grid[0] * self.grid[1]
         self.register_buffer("whiten", torch.eye(values))
-        self.memories = nn.ModuleList(PatchMemory(self.grid, values, patches // 2, reach=0) for _ in range(2))
-        self.candidates = nn.ModuleList(Candidates(positions, values, candidates // 2) for _ in range(2))
+        self.memories = nn.ModuleList(PatchMemory(self.grid, values, patches // HALVES, reach=0) for _ in range(HALVES))
+        self.candidates = nn.ModuleList(Candidates(positions, values, candidates // HALVES) for _ in range(HALVES))
 
-    def forward(self, features: Sequence[Tensor], reach: int) -> Tensor:
-        """Root mean squares over values (B, h, w), about 1 where parts are good, of the distances from the nearest.
+    def forward(self, features: Sequence[Tensor], reach: int, learnt: Tensor | None = None) -> Tensor:
+        """Root mean squares over values (B, 1, h, w), about 1 on good parts, of the distances from the nearest.
 
         Args:
             features: [(B, C_i, H_i, W_i)].
             reach: how many positions away from its own a patch's nearest may be.
+            learnt: as of `from_halves`.
         """
-        return torch.stack(self._from_halves(features, reach)).mean(dim=0)
-
-    def left_out(self, features: Sequence[Tensor], reach: int, image: Tensor) -> Tensor:
-        """The same, each part by the half without it.
-
-        Args:
-            image: the good parts (B, 3, H, W), as they were learnt; `features` may be those of altered ones.
-        """
-        first, second = self._from_halves(features, reach)
-        return torch.where(half_of(image).view(-1, 1, 1) == 0, second, first)
+        with full_precision(features[0]):
+            vectors = self._vectors(features) @ self.whiten
+        distances = from_halves([half.memory(vectors, reach)[0] for half in self._halves()], learnt)
+        return distances.unflatten(1, self.grid).unsqueeze(1) / len(self.whiten) ** 0.5
 
     def empty_counts(self) -> dict[str, Tensor]:
         """How often each address was seen in each half: never."""
@@ -111,22 +106,10 @@ class NearestPatches(nn.Module):
         for memory, candidates in zip(self.memories, self.candidates, strict=True):
             yield _Half(cast(PatchMemory, memory), cast(Candidates, candidates))
 
-    def _from_halves(self, features: Sequence[Tensor], reach: int) -> list[Tensor]:
-        """Distances (B, h, w) from each half's nearest."""
-        with full_precision(features[0]):
-            vectors = self._vectors(features) @ self.whiten
-        distances = [half.memory(vectors, reach)[0] for half in self._halves()]
-        return [distance.unflatten(1, self.grid) / len(self.whiten) ** 0.5 for distance in distances]
-
     def _vectors(self, features: Sequence[Tensor]) -> Tensor:
         """Vectors (B, P, D) of the features at the grid's positions: finer scales averaged, coarser interpolated."""
         with full_precision(features[0]):
             return torch.cat([_at(scale.float(), self.grid) for scale in features], dim=1).flatten(2).transpose(1, 2)
-
-
-def half_of(image: Tensor) -> Tensor:
-    """The half, 0 or 1, of each good part (B, 3, H, W) in [0, 1]: whether the sum of its levels is odd, (B,)."""
-    return (image.float() * 255).round().long().flatten(1).sum(dim=1) % 2
 
 
 def _at(scale: Tensor, grid: Sequence[int]) -> Tensor:
