@@ -39,7 +39,7 @@ def standardisation_phase(
     return StatisticsPhase("standardisation", lambda: joined(part.empty_sums() for part in parts), observe, conclude)
 
 
-EVIDENCE = Steps(12)
+EVIDENCE = Steps(8)
 """How many batches of each kind of alterations weights are learnt from."""
 
 

@@ -2,8 +2,8 @@
 
 Every form on a grid of weights is a candidate. For each, values of altered and of unaltered places (or parts) are
 counted in bins; counts add up over batches and processes, and the average precision of every form follows from them.
-Parts are altered in several kinds of ways. The form of the highest mean over the kinds is kept, of equal ones that with
-fewer ingredients.
+Parts are altered in several kinds of ways. The form of the highest geometric mean over the kinds is kept, of equal ones
+that with fewer ingredients.
 """
 
 from __future__ import annotations
@@ -67,13 +67,20 @@ class Weighing(nn.Module):
         precision = altered / (altered + unaltered).clamp_min(1)
         share = altered.diff(dim=1, prepend=altered.new_zeros(len(altered), 1)) / altered[:, -1:].clamp_min(1)
         self.evidence[kind] = (share * precision).sum(dim=1)
-        found = self.evidence.mean(dim=0)
-        if found.max() > 0:
-            self.weight.copy_(self.forms[found.argmax()])  # the first of the highest
+        if self.evidence.any():
+            self.weight.copy_(self.forms[self.overall().argmax()])  # the first of the highest
+
+    def overall(self) -> Tensor:
+        """The geometric mean of every form's average precision over the kinds that were tried, (forms,).
+
+        What is lost of a kind counts by its ratio: kinds that are hard to find are as important as easy ones.
+        """
+        tried = self.evidence[self.evidence.amax(dim=1) > 0]
+        return tried.log().mean(dim=0).exp()
 
     def said(self, names: Sequence[str], kinds: Sequence[str]) -> str:
         """The weights and the evidence for them, in words."""
-        found = 100 * self.evidence.mean(dim=0)
+        found = 100 * self.overall()
         of_kinds = 100 * self.evidence[:, found.argmax()]
         alone = {name: float(found[self.forms[:, k] == 1].max()) for k, name in enumerate(names)}
         return (

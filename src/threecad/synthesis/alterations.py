@@ -61,12 +61,13 @@ def _displaced(images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
 
 
 def _shaded(images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Brighter or darker by 0.03 to 0.15 of the range, uneven, and fading towards the edge."""
+    """Brighter or darker by 0.03 to 0.15 of the range, uneven, and fading to nothing at the edge."""
     count, _, height, width = images.shape
     mask = perlin_mask(count, (height, width), generator)
     cells = 2.0 ** torch.randint(1, 4, (count, 2), generator=generator, device=generator.device)
     uneven = 1 + lattice_noise(cells, (height, width), generator)
-    soft = F.avg_pool2d(mask, SOFT_PX, 1, SOFT_PX // 2, count_include_pad=False)
+    inside = F.avg_pool2d(mask, SOFT_PX, 1, SOFT_PX // 2, count_include_pad=False)
+    soft = mask * (2 * inside - 1).clamp_min(0)  # 0 at the edge, lest there be one to see
     change = (soft * uneven).to(images.device) * _each(images, 0.03, 0.15, generator) * _sign(images, generator)
     return (images + change).clamp(0, 1), mask.to(images.device)
 
