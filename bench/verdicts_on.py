@@ -1,22 +1,25 @@
 """What verdicts learnt from good parts alone do on test parts: promised and realised, as Markdown tables.
 
-python bench/verdicts_on.py ROOT --out DIR [--method padim]… [--category NAME]… [--set table.key=value]…
+python bench/verdicts_on.py ROOT --out DIR [--method padim]… [--category NAME]… [--set table.key=value]… [--lot REGEX]
 
 Fits a run a method and set, DIR/METHOD-SET, where there is no finished one, and keeps the test's scores beside it; a
 second call only judges. The good parts of a run that has learnt from all and scored none come from the test: every
-other one is calibrated with, and only the rest is judged.
+other one is calibrated with, and only the rest is judged. With --lot, which finds a lot in a file's name, the good
+parts of each lot are held against a bound that was learnt from all others.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from threecad.data.readers import list_categories, read_category
+from threecad.data.hashes import content_hashes
+from threecad.data.readers import Category, list_categories, read_category
 from threecad.files import write_json
 from threecad.fitting import fit
 from threecad.inference import load
@@ -28,9 +31,13 @@ from threecad.runs import RunFolder
 from threecad.settings_layers import merge, parse_pairs
 from threecad.verdicts import (
     AREAS_PX,
+    Budget,
     GoodPart,
     Verdicts,
     VerdictSettings,
+    compare_lots,
+    image_name,
+    limit,
     per_cent,
     score_alike,
     share_of,
@@ -46,7 +53,7 @@ ALIKE = ("set", "method", "calibrated", "median", "test/good", "median", "p of n
 
 def main() -> None:
     asked = arguments()
-    overall, by_type, alike = [], [], []
+    overall, by_type, alike, by_lot = [], [], [], []
     for name in asked.category or list_categories(asked.root):
         for method in asked.method or ["cfrg"]:
             run, labels = fitted(asked, method, name), (name, METHODS.paper(method).name)
@@ -54,7 +61,17 @@ def main() -> None:
             overall += [(*labels, scored_by, *row) for row in rows(verdicts, scores)]
             by_type += [(*labels, *row) for row in rows_by_type(verdicts, scores)]
             alike.append((*labels, *row_of_likeness(verdicts, scores)))
-    print(markdown(HEADER, overall), markdown(BY_TYPE, by_type), markdown(ALIKE, alike), sep="\n")
+            if asked.lot:
+                parts = in_lots(verdicts, read_category(asked.root, name), asked.lot)
+                by_lot += [(*labels, *row) for row in rows_by_lot(parts)]
+    tables = [markdown(HEADER, overall), markdown(BY_TYPE, by_type), markdown(ALIKE, alike)]
+    if asked.lot:
+        tables.append(markdown(BY_LOT, by_lot))
+    print("\n".join(tables).rstrip())
+
+
+LOT_BUDGET = Budget(0.05)
+BY_LOT = ("set", "method", "lot", "parts", "median", "promised by the others", "above", "p of all alike")
 
 
 def arguments() -> argparse.Namespace:
@@ -64,6 +81,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--method", action="append")
     parser.add_argument("--category", action="append")
     parser.add_argument("--set", dest="pairs", action="append", default=[])
+    parser.add_argument("--lot")
     return parser.parse_args()
 
 
@@ -112,16 +130,18 @@ def at(verdicts: Verdicts, share: float) -> Verdicts:
 
 
 def rows(verdicts: Verdicts, scores: dict[str, list[float]]) -> Iterator[tuple[str, ...]]:
-    """A row a budget: what is promised, and what becomes of the test parts."""
+    """A row a threshold: which budgets have it, what is promised, and what becomes of the test parts."""
     good = np.array(scores.get(GOOD, []))
     bad = np.array([score for defect, some in scores.items() if defect != GOOD for score in some])
-    for share in REJECT_AT:
-        limit = at(verdicts, share).limits().reject
-        rejected = share_of(int((good > limit.threshold).sum()), len(good), limit.budget.confidence)
-        kept = share_of(int((bad <= limit.threshold).sum()), len(bad), limit.budget.confidence)
-        holds = "yes" if rejected.low <= limit.promised else "NO"
+    limits = [at(verdicts, share).limits().reject for share in REJECT_AT]
+    for threshold in dict.fromkeys(one.threshold for one in limits):
+        those = [one for one in limits if one.threshold == threshold]
+        budgets, one = ", ".join(per_cent(each.budget.share) for each in those), those[0]
+        rejected = share_of(int((good > threshold).sum()), len(good), one.budget.confidence)
+        kept = share_of(int((bad <= threshold).sum()), len(bad), one.budget.confidence)
+        holds = "yes" if rejected.low <= one.promised else "NO"
         yield (
-            *(str(limit.n), per_cent(share), f"{limit.threshold:.4g}", per_cent(limit.promised, up=True)),
+            *(str(one.n), budgets, f"{threshold:.4g}", per_cent(one.promised, up=True)),
             *(f"{with_interval(rejected)} of {len(good)}", holds, f"{with_interval(kept)} of {len(bad)}"),
         )
 
@@ -131,7 +151,7 @@ def rows_by_type(verdicts: Verdicts, scores: dict[str, list[float]]) -> Iterator
     limits = [at(verdicts, share).limits().reject.threshold for share in REJECT_AT]
     for defect in sorted(set(scores) - {GOOD}):
         found = np.array(scores[defect])
-        yield (defect, str(len(found)), *(str(int((found <= limit).sum())) for limit in limits))
+        yield (defect, str(len(found)), *(str(int((found <= threshold).sum())) for threshold in limits))
 
 
 def row_of_likeness(verdicts: Verdicts, scores: dict[str, list[float]]) -> tuple[str, ...]:
@@ -140,6 +160,27 @@ def row_of_likeness(verdicts: Verdicts, scores: dict[str, list[float]]) -> tuple
     medians = [f"{np.median(some):.4g}" for some in (calibrated, good)]
     p_value = score_alike(good, calibrated)
     return (str(len(calibrated)), medians[0], str(len(good)), medians[1], f"{p_value:.2g}")
+
+
+def in_lots(verdicts: Verdicts, category: Category, pattern: str) -> list[GoodPart]:
+    """The good parts that a lot is found for, by the names of their files."""
+    files = [sample.image for sample in category.train]
+    names = dict(zip(map(image_name, content_hashes(files)), (file.name for file in files), strict=True))
+    found = [(part, re.search(pattern, names.get(part.part, ""))) for part in verdicts.good.of()]
+    return [part.model_copy(update={"lot": lot[0]}) for part, lot in found if lot]
+
+
+def rows_by_lot(parts: list[GoodPart]) -> Iterator[tuple[str, ...]]:
+    """A row a lot: how many of its parts are above the threshold that the others' 5 % give."""
+    lots = compare_lots(parts)
+    if lots is None:
+        return
+    for lot in lots.rows:
+        others = limit([part.score for part in parts if part.lot != lot.name], LOT_BUDGET)
+        above = sum(part.score > others.threshold for part in parts if part.lot == lot.name)
+        share = with_interval(share_of(above, lot.n, LOT_BUDGET.confidence))
+        promised = per_cent(others.promised, up=True)
+        yield (lot.name, str(lot.n), f"{lot.median:.4g}", promised, share, f"{lots.p_value:.2g}")
 
 
 def markdown(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:

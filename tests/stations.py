@@ -62,7 +62,9 @@ def recipe(network: Darkness | None = None, name: str = "plate") -> Recipe:
 class Station:
     """A service under test, its line, and a client on this machine."""
 
-    def __init__(self, folder: Path, limits: Limits | None = None, guard: Guard | None = None) -> None:
+    def __init__(
+        self, folder: Path, limits: Limits | None = None, guard: Guard | None = None, models: Models | None = None
+    ) -> None:
         self.network = Darkness()
         self.folder = folder
         self.store = Store(folder)
@@ -70,7 +72,9 @@ class Station:
         self.line = Line(
             self.store, {"plate": as_left(recipe(self.network), self.store)}, limits or Limits(deadline_s=20)
         )
-        self.client = TestClient(make_app(self.line, guard or guard_for("127.0.0.1")), base_url="http://127.0.0.1")
+        self.client = TestClient(
+            make_app(self.line, guard or guard_for("127.0.0.1"), models), base_url="http://127.0.0.1"
+        )
 
     def post(self, content: bytes, **asked: Any) -> Any:
         return self.client.post("/v1/inspect", params=asked, content=content)

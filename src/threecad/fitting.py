@@ -82,13 +82,15 @@ def fit(
     shape = found.shape(notify) if requested.method.image_size == AUTO else (1.0, 1.0)
     size = size_on_grid(shape, requested.method.pixels, requested.method.grid)
     resolved = settle_sizes(requested, size)
+    framing = framing_of(resolved, found)
+    frames = len(found.learnt) * len(framing.boxes(found.sizes[0]))
+    resolved = resolved.model_copy(update={"method": resolved.method.for_images(frames)})
     if before:
         refuse_other_settings(before, method, resolved)
-    framing = framing_of(resolved, found)
     textures = texture_source(resolved.data.textures)
     job = _Job(method, resolved, textures, fabric, callback)
     with own_randomness():
-        detector, plan = job.build(len(found.learnt) * len(framing.boxes(found.sizes[0])))
+        detector, plan = job.build(frames)
         record = _describe(method, resolved, found, plan, detector, fabric)
         record.departures = departures(method, requested)
         if framing.region is not None:
@@ -110,6 +112,7 @@ def fit(
         seconds = job.learn(detector, plan, images, run)
     if fabric.is_global_zero:
         record.duration_s = round(seconds, 1)
+        record.choices = detector.choices()
         good = _good_scores(job, detector, record, found, framing, plan.batch, folds, progress)
         save_detector(run, detector, record, good)
         FoldsFolder(run.path).remove()

@@ -103,6 +103,10 @@ class MethodConfig(Table):
             raise ValueError(f"expected multiples of {cls.grid} px; the next size is {height}×{width}")
         return value
 
+    def for_images(self, images: int) -> Self:
+        """These settings as a fit on so many images takes them: what is bounded by a setting may be less by need."""
+        return self
+
     @classmethod
     def tiny(cls) -> Self:
         """A configuration for tests: random weights, small images, a finest grid of at least 8×8."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,10 +11,13 @@ from threecad.station.feedback import calibrated, confirmed_good, looked_at
 from threecad.station.inspecting import Recipe
 from threecad.station.line import Line
 from threecad.station.models import change_model
-from threecad.station.safety import Role, line_for, who
+from threecad.station.safety import REFUSALS, Role, line_for, who
 from threecad.station.uploads import PRINTABLE
 
-router = APIRouter()
+router = APIRouter(responses=REFUSALS)
+
+
+Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 class Budgets(BaseModel):
@@ -22,10 +25,10 @@ class Budgets(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    review_at: float | None = None
-    reject_at: float | None = None
-    region_at: float | None = None
-    confidence: float | None = None
+    review_at: Share | None = None
+    reject_at: Share | None = None
+    region_at: Share | None = None
+    confidence: Share | None = None
     least_area_px: int | None = Field(default=None, ge=1, lt=2**31)
 
 

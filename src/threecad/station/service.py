@@ -27,8 +27,10 @@ from threecad.station.health import metrics
 from threecad.station.line import BusyError, Line
 from threecad.station.models import Models
 from threecad.station.retention import Keep, Retention
-from threecad.station.safety import Gate, Guard, Role, line_for, who
-from threecad.station.uploads import FORM_BYTES, PRINTABLE, Asked, received
+from threecad.station.safety import REFUSALS, Gate, Guard, Role, line_for, who
+from threecad.station.uploads import FORM_BYTES, PRINTABLE, REQUEST_BODY, Asked, received
+
+PICTURES: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}, "image/png": {}}}}
 
 RETRY_S = 1
 """Seconds after which to try again when all places are taken."""
@@ -36,7 +38,7 @@ RETRY_S = 1
 Text = Annotated[str, Query(max_length=200, pattern=PRINTABLE)]
 Number = Annotated[int, Path(ge=1, lt=2**63)]
 
-api = APIRouter()
+api = APIRouter(responses=REFUSALS)
 
 
 class GivenAnswer(BaseModel):
@@ -71,7 +73,8 @@ def make_app(line: Line, guard: Guard, models: Models | None = None, retention: 
 
 def _told(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:
     async def handler(request: Request, error: Exception) -> Response:
-        return JSONResponse({"detail": str(error)}, status)
+        folder = str(request.app.state.line.store.folder)  # where files lie is nothing for a client
+        return JSONResponse({"detail": str(error).replace(folder, "the store")}, status)
 
     return handler
 
@@ -83,7 +86,7 @@ async def _not_understood(request: Request, error: Exception) -> Response:
     return JSONResponse({"detail": f"{where}: {first['msg']}".encode(errors="replace").decode()}, 422)
 
 
-@api.post("/v1/inspect", openapi_extra={"requestBody": {"content": {"application/octet-stream": {}}}})
+@api.post("/v1/inspect", openapi_extra={"requestBody": REQUEST_BODY})
 async def inspect(
     request: Request, part: Text = "", recipe: Text = "", lot: Text = "", simulated: bool = False
 ) -> JSONResponse:
@@ -143,7 +146,7 @@ def part(request: Request, number: Number) -> dict[str, Any]:
     return {**answer_of(row), "answer": given, "defect": defect}
 
 
-@api.get("/v1/parts/{number}/{kind}")
+@api.get("/v1/parts/{number}/{kind}", response_class=Response, responses=PICTURES)
 def picture(request: Request, number: Number, kind: Literal["image", "map", "overlay", "golden"]) -> Response:
     """Its picture, the coloured map to lay over it, both in one, or the most similar part that passed."""
     line = line_for(request, Role.OPERATOR)
@@ -215,7 +218,7 @@ def model(request: Request, name: str) -> dict[str, Any]:
     }
 
 
-@api.get("/metrics")
+@api.get("/metrics", response_class=PlainTextResponse)
 def prometheus(request: Request) -> PlainTextResponse:
     """Counts and latencies in Prometheus' text format."""
     return PlainTextResponse(metrics(line_for(request, Role.OPERATOR)), media_type="text/plain; version=0.0.4")
