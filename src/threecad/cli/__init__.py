@@ -39,7 +39,7 @@ TRAINING = ("torch", "torchvision", "timm", "lightning_fabric", "safetensors", "
 """Packages that a line's PC goes without."""
 
 COMPUTING = frozenset(("benchmark", "calibrate", "demo", "evaluate", "export", "fit", "predict", "replay", "verify"))
-"""Commands that look at the load of the machine before they choose how many threads compute."""
+"""Commands that look at the load before they choose how many threads compute; `serve` outlives what it would see."""
 
 UNWRAPPED = 10_000  # columns of a help text that goes into a file or another program
 
