@@ -178,6 +178,15 @@ def test_ablations_show_score_change_and_whether_the_papers_sign_is_ours(plant: 
     assert "| a | full |" in table
 
 
+def test_a_row_that_is_not_its_presets_says_in_which_settings(plant: Plant, tmp_path: Path) -> None:
+    pure, departed, unknown = plant("padim"), plant("rd"), plant("cfrg")
+    for file, found in ((pure, ["method.backbone"]), (departed, ["method.epochs", "method.weights", "training.batch"])):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"departures": found}))
+    assert "departures" not in json.loads(unknown.read_text())
+    text = printed(tmp_path / "out").partition("| but for |")[2]
+    assert [line_of(text, name).split(" | ")[2] for name in ("PaDiM", "RD", "CFRG")] == ["–", "epochs batch", "?"]
+
+
 def test_rows_chosen_on_the_test_images_stand_in_a_table_of_their_own(plant: Plant, tmp_path: Path) -> None:
     plant(p_auroc=0.8)
     plant(selection="best_on_test", p_auroc=0.9)

@@ -29,6 +29,7 @@ from threecad.images import MAX_PIXELS, image_size, read_image, write_png, write
 from threecad.inputs import Input, gather
 from threecad.opening import open_predictor
 from threecad.overlay import Scale, overlay
+from threecad.part_table import tabulate_parts
 from threecad.prediction_table import About, PredictionTable, Row
 from threecad.predictor import BATCH, Found, Predictor
 from threecad.threads import ordered
@@ -98,6 +99,7 @@ class Summary:
     count: int  # images, broken ones and those of an earlier attempt included
     errors: list[str]  # a line for each image that could not be inspected
     verdicts: Counter[str]  # how many images got OK, REVIEW, NG
+    parts: Counter[str]  # likewise parts, where `data.part` says which images show one
     can_judge: bool  # whether any could get another verdict than REVIEW
 
 
@@ -123,6 +125,7 @@ def predict_files(
         predictions.csv      a row an image, in the order of the inputs
         regions.jsonl        a line an image: boxes, areas and peaks of what good parts do not have
         predictions.json     which detector, good parts and budgets
+        parts.csv            a row a part, where the fit's `data.part` says which images show one
         maps/PLACE.tiff      raw float32 values, at the image's own size
         overlays/PLACE.png   the image under its map, at its own size
 
@@ -160,8 +163,9 @@ def predict_files(
             if progress:
                 progress(finished + done, len(images))
         table.arrange([str(image.path) for image in images])
-        can_judge = verdicts.can_judge(request.category)
-        return Summary(table.file, len(images), table.errors, table.verdicts, can_judge)
+    parts = tabulate_parts(table.file, verdicts.good, request.category)
+    can_judge = verdicts.can_judge(request.category)
+    return Summary(table.file, len(images), table.errors, table.verdicts, parts, can_judge)
 
 
 def judge_images(predictor: Predictor, request: Request, images: Sequence[Input]) -> Iterator[Judged]:

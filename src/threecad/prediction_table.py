@@ -106,7 +106,7 @@ class PredictionTable:
         if self.images == list(images):
             return
         place = {image: number for number, image in enumerate(images)}
-        rows = sorted(_rows(self.file), key=lambda row: place.get(row["image"], -1))
+        rows = sorted(read_rows(self.file), key=lambda row: place.get(row["image"], -1))
         lines = sorted(_lines(self.regions_file), key=lambda line: place.get(json.loads(line)["image"], -1))
         self._write(rows, lines)
 
@@ -153,14 +153,14 @@ class PredictionTable:
                 f"{self.folder} holds predictions of {before}, this run is {self.about};\n"
                 "choose another --out, or leave out --resume to replace them"
             )
-        return [row for row in _rows(self.file) if not row["error"] and self._has_files(row)]
+        return [row for row in read_rows(self.file) if not row["error"] and self._has_files(row)]
 
     def _has_files(self, row: dict[str, str]) -> bool:
         return all((self.folder / row[name]).is_file() for name in ("map", "overlay") if row[name])
 
     def _remove_earlier(self) -> None:
         """Remove the maps and overlays that an earlier table names: beside a new one they would be another run's."""
-        for row in _rows(self.file):
+        for row in read_rows(self.file):
             for name in ("map", "overlay"):
                 file = self.folder / row[name]
                 if row[name].startswith((f"{name}s/",)) and self.folder.resolve() in file.resolve().parents:
@@ -173,8 +173,8 @@ def _lines(file: Path) -> list[str]:
     return text[: text.rfind("\n") + 1].splitlines(keepends=True)
 
 
-def _rows(file: Path) -> Iterable[dict[str, str]]:
-    """Whole rows of a table of ours; none where there is no such file. A line cut by a kill is left out."""
+def read_rows(file: Path) -> Iterable[dict[str, str]]:
+    """Whole rows of a `predictions.csv`; none where there is no such file. A line cut by a kill is left out."""
     if not file.is_file():
         return []
     text = file.read_text(encoding="utf-8", errors="surrogateescape")

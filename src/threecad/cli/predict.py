@@ -69,4 +69,7 @@ def predict(
     verdicts = ", ".join(f"{summary.verdicts[word]} {word}" for word in ("OK", "REVIEW", "NG"))
     failed = f", {len(summary.errors)} failed" if summary.errors else ""
     result(f"{summary.table}: {summary.count} images: {verdicts}{failed}")
+    if summary.parts:
+        of_parts = ", ".join(f"{summary.parts[word]} {word}" for word in ("OK", "REVIEW", "NG"))
+        result(f"{summary.table.with_name('parts.csv')}: {summary.parts.total()} parts: {of_parts}")
     raise typer.Exit(1 if summary.errors else 0)
