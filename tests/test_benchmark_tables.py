@@ -251,6 +251,17 @@ def test_latex_escapes_names_and_marks_the_best(plant: Plant, tmp_path: Path) ->
             assert line.count("&") == 2 and line.endswith(r"\\")
 
 
+def test_variants_of_which_the_paper_says_nothing_have_no_column_for_it(plant: Plant, tmp_path: Path) -> None:
+    for variant, p_ap in (("full", 0.5), ("without-copies", 0.4)):
+        plant(variant=variant, p_ap=p_ap)
+    (table,) = [one for one in all_tables(read_rows([tmp_path / "out"])) if one.title.startswith("Ablations")]
+    assert table.title == "Ablations of PaDiM: score / change against full"
+    assert table.labels == ("category", "variant")
+    score, change = table.lines[0].cells[-1]
+    assert score is not None and change is not None
+    assert (round(score.mean, 1), round(change.mean, 1)) == (40.0, -10.0)
+
+
 def test_tables_are_printed_without_loading_torch_and_only_they_go_to_standard_output(
     plant: Plant, tmp_path: Path
 ) -> None:

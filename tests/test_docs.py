@@ -66,7 +66,7 @@ def test_results_are_what_the_tool_prints_of_the_committed_rows(document: str) -
     shown = re.findall(r"<!-- tables of (\S+) -->(.*?)<!-- end of tables -->", text, flags=re.DOTALL)
     assert shown
     for folder, tables in shown:
-        assert tables.strip() and write_tables(read_rows([ROOT / folder])).startswith(tables.strip()), folder
+        assert tables.strip() and tables.strip() in write_tables(read_rows([ROOT / folder])), folder
 
 
 def test_tables_that_a_script_has_printed_have_its_headers() -> None:

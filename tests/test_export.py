@@ -64,11 +64,13 @@ def written(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_says_the_same_in_both_backends_whatever_the_batch(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "ours"), [*((name, {}) for name in METHODS), ("cfrg", {"calibrated": True})])
+def test_every_method_says_the_same_in_both_backends_whatever_the_batch(
+    method: str, ours: dict[str, bool], tmp_path: Path
+) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        detector = METHODS[method](METHODS[method].Config.tiny()).eval()
+        detector = METHODS[method](METHODS[method].Config.tiny().model_copy(update=ours)).eval()
     size = detector.config.image_size
     program = capture(detector)
     files = {backend: tmp_path / write_model(program, backend, tmp_path, {}, size)[0] for backend in BACKENDS}  # type: ignore[arg-type]

@@ -7,12 +7,14 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from threecad.detector import Epochs, StatisticsPhase
-from threecad.nets.calibration import Calibration, Comparison
+from threecad.detector import Epochs, StatisticsPhase, Steps
+from threecad.nets.calibration import Calibration, thinned
+from threecad.nets.differences import Comparison
 from threecad.nets.standardisation import Standardisation
 from threecad.nets.sums import joined, of_part
 from threecad.records import Batch
 from threecad.synthesis import Synthesizer
+from threecad.synthesis.alterations import KINDS, Alterations
 
 
 def standardisation_phase(
@@ -37,30 +39,79 @@ def standardisation_phase(
     return StatisticsPhase("standardisation", lambda: joined(part.empty_sums() for part in parts), observe, conclude)
 
 
+EVIDENCE = Steps(8)
+"""How many batches of each kind of alterations weights are learnt from."""
+
+
 def calibration_phases(
-    calibration: Calibration, compare: Callable[[Tensor], Comparison], synthesizer: Synthesizer, ridge: float
+    calibration: Calibration,
+    teacher: Callable[[Tensor], Sequence[Tensor]],
+    compare: Callable[[Tensor], Comparison],
+    synthesizer: Synthesizer,
+    ridge: float,
 ) -> Iterator[StatisticsPhase]:
-    """The three passes that fit a `Calibration`: its fine Gaussians, its coarse ones, the spreads of its peaks.
+    """The passes that fit a `Calibration`: what is usual of good parts, and of altered ones beside the alteration; the
+    distances' spreads; and, from one kind of alterations after the other, the weights of the distances.
 
     Args:
-        compare: from images (B, 3, H, W) to what the calibration compares.
+        teacher: from images (B, 3, H, W) to the features that `compare` compares the others with.
+        compare: from images to what the calibration compares.
         synthesizer: alters the parts that the coarse Gaussians are fitted on.
         ridge: share of the mean variance that is added to every variance.
     """
+    fine, coarse, nearest = calibration.fine, calibration.coarse, calibration.nearest
     yield StatisticsPhase(
         "fine_distances",
-        calibration.empty_fine_sums,
-        observe=lambda sums, batch: calibration.add_fine(sums, compare(batch.image)),
-        conclude=lambda sums: calibration.conclude_fine(sums, ridge),
+        fine.empty_sums,
+        observe=lambda sums, batch: fine.add(sums, compare(batch.image)),
+        conclude=lambda sums: fine.conclude(sums, ridge),
     )
     yield StatisticsPhase(
-        "coarse_distances",
-        calibration.empty_coarse_sums,
-        observe=lambda sums, batch: calibration.add_coarse(sums, compare(batch.augmented), batch.mask),
-        conclude=lambda sums: calibration.conclude_coarse(sums, ridge),
+        "coarse_distance",
+        coarse.empty_sums,
+        observe=lambda sums, batch: coarse.add(sums, batch.image, compare(batch.augmented), batch.mask),
+        conclude=lambda sums: coarse.conclude(sums, ridge),
         synthesizer=synthesizer,
         duration=Epochs(2),
     )
+    yield StatisticsPhase(
+        "good_parts",
+        nearest.empty_counts,
+        observe=lambda sums, batch: nearest.count(sums, batch.image),
+        conclude=nearest.conclude_counts,
+    )
+    yield StatisticsPhase(
+        "nearest_patches",
+        nearest.empty_patches,
+        observe=lambda sums, batch: nearest.add(sums, batch.image, thinned(teacher(batch.image))),
+        conclude=nearest.conclude_patches,
+    )
     yield standardisation_phase(
-        [calibration.standardise], lambda image: [calibration.measure(compare(image), leave_out=True)[1]]
+        [calibration.places, calibration.peaks], lambda image: calibration.usual(image, compare(image))
+    )
+    for index, kind in enumerate(KINDS):
+        yield _weights_phase(calibration, compare, index, Alterations(kind))
+
+
+def _weights_phase(
+    calibration: Calibration, compare: Callable[[Tensor], Comparison], index: int, alterations: Alterations
+) -> StatisticsPhase:
+    """A pass over some of the good parts, as they are and altered, that weighs the distances once more."""
+    weighings = calibration.map_weights, calibration.score_weights
+
+    def observe(sums: Mapping[str, Tensor], batch: Batch) -> None:
+        counts = [of_part(sums, part) for part in range(len(weighings))]
+        calibration.add_evidence(counts, batch.image, compare(batch.image), compare(batch.augmented), batch.mask)
+
+    def conclude(sums: Mapping[str, Tensor]) -> None:
+        for part, weighing in enumerate(weighings):
+            weighing.conclude(of_part(sums, part), index)
+
+    return StatisticsPhase(
+        f"weights_{alterations.kind}",
+        lambda: joined(weighing.empty_sums() for weighing in weighings),
+        observe,
+        conclude,
+        synthesizer=alterations,
+        duration=EVIDENCE,
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from threecad.methods.patchcore import PatchCore, PatchCoreConfig
 from threecad.nets import patch_memory
 from threecad.nets.candidates import Candidates
-from threecad.nets.patch_memory import Chosen, PatchMemory, greedy_coreset, k_means, these
+from threecad.nets.patch_memory import PatchMemory, all_of, greedy_coreset, k_means, these
 from threecad.nets.patches import PatchFeatures
 from threecad.nets.place_units import PlaceUnits
 from threecad.nets.pyramid import Pyramid
@@ -43,11 +43,6 @@ def parts(count: int, seed: int = 0) -> Tensor:
     """Images (count, 3, 64, 64), no two alike, of whole grey levels."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(90, 140, (count, 3, 64, 64), generator=generator) / 255
-
-
-def as_they_are(patches: Tensor) -> Chosen:
-    """All of the patches (cells, N, D), chosen."""
-    return these(patches, torch.arange(patches.shape[1]).expand(len(patches), -1))
 
 
 def mixed_patches(count: int) -> Tensor:
@@ -163,7 +158,7 @@ def test_means_of_groups_that_lie_apart_are_found() -> None:
 def test_the_nearest_is_found_whole_or_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     memory = PatchMemory((2, 3), 5, 50, candidates=10, reach=None)
-    memory.keep(as_they_are(torch.rand(1, 42, 5, generator=generator)))
+    memory.keep(all_of(torch.rand(1, 42, 5, generator=generator)))
     vectors = torch.rand(2, 6, 5, generator=generator)
     expected = torch.cdist(vectors, memory.bank[:, :42].expand(2, -1, -1)).min(dim=2)
     for rows_at_once in (4096, 7):
@@ -177,7 +172,7 @@ def test_the_nearest_is_found_whole_or_in_parts(monkeypatch: pytest.MonkeyPatch)
 def test_a_patch_is_compared_with_those_around_its_place_and_no_others(reach: int) -> None:
     height, width, generator = 3, 5, torch.Generator().manual_seed(reach)
     memory = PatchMemory((height, width), 4, 2 * 15, 2, reach)
-    memory.keep(as_they_are(torch.rand(15, 2, 4, generator=generator)))
+    memory.keep(all_of(torch.rand(15, 2, 4, generator=generator)))
     vectors = torch.rand(2, 15, 4, generator=generator)
     distances, rows = memory(vectors)
     for image, y, x in itertools.product(range(2), range(height), range(width)):
@@ -389,8 +384,8 @@ def test_a_memory_without_a_part_is_that_of_the_other_parts(reach: int | None) -
     patches = torch.rand(6, 5, 4, generator=generator)  # of five parts at six places
     memory, others = (PatchMemory((2, 3), 4, 6 * parts, parts, reach) for parts in (5, 4))
     cells = 1 if reach is None else 6
-    memory.keep(as_they_are(patches.reshape(cells, -1, 4)))
-    others.keep(as_they_are(patches[:, [0, 1, 3, 4]].reshape(cells, -1, 4)))
+    memory.keep(all_of(patches.reshape(cells, -1, 4)))
+    others.keep(all_of(patches[:, [0, 1, 3, 4]].reshape(cells, -1, 4)))
     own = patches[:, 2]
     distances = memory(own.unsqueeze(0), memory.without(own, torch.full((6,), 2)))[0]
     torch.testing.assert_close(distances, others(own.unsqueeze(0))[0])

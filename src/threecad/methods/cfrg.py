@@ -37,8 +37,9 @@ Differences
         pooled over images, with the paper's own beside it; the last epoch is kept.
     ours, off in the `paper` preset
       - `calibrated`: distances are measured in units of how much they vary where parts are good (`nets.calibration`),
-        which statistics passes after the training find out. Then map = mask · fine distance + 0.3 · coarse distance,
-        and score = z(largest distance at the coarsest scale) + z(largest value of mask · fine distance) / 3.
+        which statistics passes after the training find out. Map and score are weighted sums of several distances, among
+        them that of the teacher's features from the nearest ones of good parts. The weights are those that best tell
+        good parts from the same ones altered, in ways that the segmenter has not learnt from.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ from torch import Tensor, nn
 from threecad.detector import Detector, Epochs, GradientPhase, Phase, Preset
 from threecad.errors import SettingsError
 from threecad.methods import METHODS
-from threecad.nets.calibration import Calibration, Comparison
+from threecad.nets.calibration import Calibration
+from threecad.nets.differences import Comparison
 from threecad.nets.distillation import cosine_map, flattened_cosine_loss
 from threecad.nets.maps import GaussianBlur, cosine_distance, full_precision, upsample
 from threecad.nets.pyramid import Pyramid
@@ -65,6 +67,7 @@ from threecad.schedules import milestones
 from threecad.settings import BackboneConfig
 from threecad.shared_phases import calibration_phases
 from threecad.synthesis import TextureSource
+from threecad.synthesis.alterations import KINDS
 from threecad.synthesis.blending import TextureSynthesizer
 
 FLOOR = 32
@@ -172,7 +175,7 @@ class CFRG(Detector):
         self.segmenter = Segmenter(self.teacher.channels) if config.segmentation else None
         self.smooth = GaussianBlur(config.sigma_px, config.image_size)
         self.calibration = (
-            Calibration(self.teacher, 2 if config.recovery else 1, self.smooth, config.image_size)
+            Calibration(self.teacher, 2 if config.recovery else 1, self.smooth, config.image_size, len(KINDS))
             if config.calibrated
             else None
         )
@@ -212,7 +215,11 @@ class CFRG(Detector):
             synthesizer=synthesizer,
         )
         if self.calibration is not None:
-            yield from calibration_phases(self.calibration, self._compare, synthesizer, self.config.ridge)
+            yield from calibration_phases(self.calibration, self.teacher, self._compare, synthesizer, self.config.ridge)
+
+    def choices(self) -> list[str]:
+        """What the calibration has learnt of its own form."""
+        return [] if self.calibration is None else self.calibration.choices(KINDS)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """L_all = L_dis + L_rec + L_bce (eq. 5)."""

@@ -57,7 +57,7 @@ from threecad.detector import Detector, Phase, Preset, StatisticsPhase
 from threecad.methods import METHODS
 from threecad.nets.candidates import Candidates
 from threecad.nets.maps import GaussianBlur, upsample
-from threecad.nets.patch_memory import Known, PatchMemory, greedy_coreset, k_means, these
+from threecad.nets.patch_memory import Known, PatchMemory, all_of, greedy_coreset, k_means
 from threecad.nets.patches import PatchFeatures
 from threecad.nets.place_units import PlaceUnits
 from threecad.nets.pyramid import Pyramid
@@ -253,7 +253,7 @@ class PatchCore(Detector):
         count = candidates.shape[1]
         size = min(rows, max(1, round(self.config.coreset_share * count)))
         if size == count:
-            chosen = these(candidates, torch.arange(count, device=patches.device).expand(cells, -1))
+            chosen = all_of(candidates)
         else:
             choose = k_means if self.config.sampling == "k_means" else greedy_coreset
             chosen = choose(candidates, size, self.candidates.generator())

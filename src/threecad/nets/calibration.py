@@ -1,62 +1,52 @@
-"""Distances in units of how much they vary where nothing is wrong (ours, not the paper's; an option of CFRG).
+"""What is unusual about a part, measured in several ways and weighed by what its set shows (ours; an option of CFRG).
 
-CFRG finds defects by how far recovered and student features lie from the teacher's. Some distance remains on good parts
-too, more at some positions than at others. Here every position has a mean μ and a covariance Σ of the difference d
-between two unit feature vectors, and the distance is that of Mahalanobis, M = sqrt((d - μ)^T Σ^-1 (d - μ)). Where
-nothing is wrong, M² is about the number of channels. There are two such distances:
+Three kinds of distances, each in units of how much it varies where nothing is wrong:
 
-- The fine distance compares the recovered features with the teacher's, at every scale. Its μ and Σ are those of good
-  parts.
+- The fine distance compares the recovered features with the teacher's, by what they are on good parts. Masked by the
+  segmentation it is `segmented`, at the coarsest scale alone it is `unusual`.
 - The coarse distance compares the features of all branches with the teacher's, at the coarsest scale. Receptive fields
-  reach beyond a defect, so features beside it change too. Good parts never show this, and a Gaussian fitted on them
+  reach beyond a defect, so features beside it change too. Good parts never show this, and what was learnt from them
   would mark a halo around each defect. This one is therefore fitted on synthetically altered parts, at the positions
   that are not altered.
+- The nearest distance compares the teacher's own features with those of good parts, at the same place or around it:
+  where parts lie a few pixels off, what is known of each place says little.
 
-Map and score are then
+Map and score are weighted sums of their smoothed maps and of these maps' peaks:
 
-    map   = mask · fine distance + 0.3 · coarse distance
-    score = z(largest distance at the coarsest scale) + z(largest value of mask · fine distance) / 3
+    map = Σ_k w_k distance_k / spread_k          score = Σ_k v_k (peak_k - mean_k) / spread_k
 
-with the segmented mask, everything smoothed, and z(x) = (x - mean) / standard deviation of x over good parts.
+Nothing of it is chosen by hand. Means and spreads are those of good parts, each as if it had been left out. How much a
+position's covariance takes from those of all others follows from how many parts there are and how much positions differ
+(`nets.gaussians`). The weights w and v, and with them how far to look around, are those that tell altered parts from
+good ones best (`nets.weighing`), altered in ways that the segmenter has not learnt from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from threecad.nets.gaussians import PositionGaussians
-from threecad.nets.maps import GaussianBlur, full_precision, upsample
+from threecad.nets.differences import CoarseDistance, Comparison, FineDistances, channel_step
+from threecad.nets.maps import GaussianBlur, upsample
+from threecad.nets.nearest import STRIDE, NearestPatches
 from threecad.nets.pyramid import Pyramid
 from threecad.nets.standardisation import Standardisation
-from threecad.nets.sums import joined, of_part
+from threecad.nets.weighing import Weighing
 from threecad.records import Prediction
 
-COARSE_WEIGHT = 0.3
-"""Weight of the coarse distance in the map. Values from 0.1 to 0.6 gave nearly equal results in `docs/results.md`."""
+REACHES = (0, 1)
+"""How many positions around its own a patch's nearest may be; one of them is chosen."""
 
-SEGMENTED_WEIGHT = 1 / 3
-"""Weight of the segmented peak in the score. Chosen on the images of `docs/results.md` and of two more sets."""
+DISTANCES = ("segmented", "unusual", "coarse", *(f"nearest within {reach * STRIDE} px" for reach in REACHES))
+"""What is weighed, by name. Of the last, a sum takes one."""
 
-SHARED_COVARIANCE = 0.1
-"""Share of every coarse Σ that is the covariance of all positions together: some positions are nearly always altered,
-so that they have few samples of their own."""
+PATCHES, CANDIDATES = 32_768, 131_072
+"""Most patches of good parts that are kept, and most that those are made of."""
 
-MOST_CHANNELS = 128
-"""Most channels of a scale that a distance uses. A Σ of 1,024 channels at each position would take 1 GB."""
-
-
-class Comparison(NamedTuple):
-    """What a calibration compares: the features of one batch of images, and the mask segmented from them."""
-
-    teacher: Sequence[Tensor]  # [(B, C_i, H_i, W_i)], fine to coarse
-    recovered: Sequence[Tensor]  # likewise: what should equal the teacher's features at every scale
-    coarsest: Sequence[Tensor]  # one (B, C_3, H_3, W_3) a branch: what should equal the teacher's coarsest features
-    mask: Tensor  # (B, 1, H, W) in [0, 1]
+EVERY_PX = 4
+"""Of a map's pixels, those that weights are learnt from lie so far apart along both axes; maps are smooth."""
 
 
 class Calibration(nn.Module):
@@ -67,99 +57,110 @@ class Calibration(nn.Module):
         branches: how many features `Comparison.coarsest` holds.
         smooth: filter of the distances' maps.
         image_size: height and width of the images.
+        kinds: how many kinds of alterations the weights are learnt from.
     """
 
-    def __init__(self, teacher: Pyramid, branches: int, smooth: GaussianBlur, image_size: Sequence[int]) -> None:
+    def __init__(
+        self, teacher: Pyramid, branches: int, smooth: GaussianBlur, image_size: Sequence[int], kinds: int
+    ) -> None:
         super().__init__()
         self.smooth = smooth
         height, width = image_size
         positions = [(height // stride) * (width // stride) for stride in teacher.strides]
-        used = [len(range(0, channels, _channel_step(channels))) for channels in teacher.channels]
-        self.fine = nn.ModuleList(PositionGaussians(*shape) for shape in zip(positions, used, strict=True))
-        self.coarse = PositionGaussians(positions[-1], branches * used[-1])
-        self.standardise = Standardisation(2, least_share=0.0)  # the two peaks have different units
+        used = [len(range(0, channels, channel_step(channels))) for channels in teacher.channels]
+        self.fine = FineDistances(positions, used)
+        self.coarse = CoarseDistance(positions[-1], branches * used[-1])
+        self.nearest = NearestPatches(image_size, sum(used), PATCHES, CANDIDATES)
+        self.places = Standardisation(len(DISTANCES), least_share=0.0)  # the distances have different units
+        self.peaks = Standardisation(len(DISTANCES), least_share=0.0)
+        around = range(len(DISTANCES) - len(REACHES), len(DISTANCES))
+        self.map_weights = Weighing(len(DISTANCES), kinds, exclusive=around)
+        self.score_weights = Weighing(len(DISTANCES), kinds, exclusive=around)
 
     def forward(self, comparison: Comparison) -> Prediction:
         """anomaly_map and score as in the file's head."""
-        anomaly_map, peaks = self.measure(comparison)
-        unusual, segmented = self.standardise(peaks).unbind(dim=1)
-        return Prediction(anomaly_map, unusual + SEGMENTED_WEIGHT * segmented)
+        distances = self.measure(comparison)
+        weights = self.map_weights.weight / self.places.spread
+        anomaly_map = (distances * weights.view(-1, 1, 1)).sum(dim=1, keepdim=True)
+        return Prediction(anomaly_map, self.score_weights(self.peaks(_peaks(distances))))
 
-    def measure(self, comparison: Comparison, leave_out: bool = False) -> tuple[Tensor, Tensor]:
-        """The map (B, 1, H, W), and the two peaks (B, 2) that the score adds.
-
-        The mask gives the map sharp edges; the coarse distance finds what the mask misses. The first peak ranks parts
-        best where good ones look alike, the second where they differ and defects stand out.
+    def measure(self, comparison: Comparison, image: Tensor | None = None, learnt: Comparison | None = None) -> Tensor:
+        """The smoothed maps (B, K, H, W) of all `DISTANCES`.
 
         Args:
             comparison: of the images to be judged.
-            leave_out: whether the fine Gaussians were fitted on these very parts. Each is then measured as if it had
-                been left out of the fit: parts that were learnt from would otherwise look more usual than new ones.
+            image, learnt: the good parts (B, 3, H, W) that these are, or from which they were made, and what is
+                compared of them, if the fit has seen them. Each is measured as if it had been left out: parts that were
+                learnt from look more usual than those to come.
         """
-        teacher, recovered, coarsest, mask = comparison
-        gaussians = self._fine()
-        squares = []
-        for scale, features, others in zip(gaussians, teacher, recovered, strict=True):
-            distance = scale(_differences(features, others))
-            distance = scale.left_out(distance) if leave_out else distance
-            squares.append(_as_map(distance.square(), features, mask))
-        channels = [scale.mean.shape[1] for scale in gaussians]
-        unusual = self.smooth((squares[-1] / channels[-1]).sqrt())
-        fine = (torch.stack(squares).sum(dim=0) / sum(channels)).sqrt()
-        segmented = self.smooth(fine * mask)
-        squared = self.coarse(_coarse_differences(teacher, coarsest)).square()
-        coarse = self.smooth((_as_map(squared, teacher[-1], mask) / self.coarse.mean.shape[1]).sqrt())
-        peaks = torch.cat([unusual, segmented], dim=1).amax(dim=(2, 3))
-        return segmented + COARSE_WEIGHT * coarse, peaks
+        fine, unusual = self.fine(comparison, learnt)
+        coarse = self.coarse(comparison, image)
+        patches = thinned(comparison.teacher)
+        size = comparison.mask.shape[-2:]
+        nearest = [upsample(self.nearest(patches, reach, image), size, align_corners=False) for reach in REACHES]
+        distances = (fine * comparison.mask, unusual, coarse, *nearest)
+        return torch.cat([self.smooth(distance) for distance in distances], dim=1)
 
-    def empty_fine_sums(self) -> dict[str, Tensor]:
-        """Sums for the fine Gaussians over no parts."""
-        return joined(scale.empty_sums() for scale in self._fine())
+    def usual(self, image: Tensor, comparison: Comparison) -> tuple[Tensor, Tensor]:
+        """What `places` and `peaks` are fitted to, (…, K) each: good parts (B, 3, H, W), each as if left out."""
+        distances = self.measure(comparison, image, comparison)
+        return _thinned_places(distances), _peaks(distances)
 
-    def add_fine(self, sums: Mapping[str, Tensor], comparison: Comparison) -> None:
-        """Add the differences on good parts to the sums, in place."""
-        for i, (features, others) in enumerate(zip(comparison.teacher, comparison.recovered, strict=True)):
-            PositionGaussians.add(of_part(sums, i), _differences(features, others))
+    def add_evidence(
+        self,
+        sums: Sequence[Mapping[str, Tensor]],
+        image: Tensor,
+        learnt: Comparison,
+        comparison: Comparison,
+        altered: Tensor,
+    ) -> None:
+        """Count what good parts and the same ones altered look like under every form, in place.
 
-    def conclude_fine(self, sums: Mapping[str, Tensor], ridge: float) -> None:
-        """Fit the fine Gaussians to the sums; `ridge` is the share of the mean variance added to each variance."""
-        for i, scale in enumerate(self._fine()):
-            scale.conclude(of_part(sums, i), ridge, relative=True)
+        Args:
+            sums: `map_weights.empty_sums()` and `score_weights.empty_sums()`.
+            image, learnt: the good parts (B, 3, H, W), and what is compared of them.
+            comparison: of the altered ones.
+            altered: where they are, (B, 1, H, W) of 0 and 1.
+        """
+        is_altered = altered.flatten(1).amax(dim=1) > 0  # a mask can be empty
+        good, changed = (self.measure(one, image, learnt) for one in (learnt, comparison))
+        for distances, mask, kept in (
+            (good, torch.zeros_like(altered), torch.ones_like(is_altered)),
+            (changed, altered, is_altered),
+        ):
+            places = self.places(_thinned_places(distances))
+            self.map_weights.add(sums[0], places.flatten(0, -2), _thinned_places(mask).flatten() > 0)
+            peaks = self.peaks(_peaks(distances))[kept]
+            self.score_weights.add(sums[1], peaks, mask.flatten(1).amax(dim=1)[kept] > 0)
 
-    def empty_coarse_sums(self) -> dict[str, Tensor]:
-        """Sums for the coarse Gaussians over no parts."""
-        return self.coarse.empty_sums()
+    def choices(self, kinds: Sequence[str]) -> list[str]:
+        """What has been learnt of the form, and on what evidence, in words.
 
-    def add_coarse(self, sums: Mapping[str, Tensor], comparison: Comparison, altered: Tensor) -> None:
-        """Add the differences on altered parts to the sums, in place, where they are not `altered` (B, 1, H, W)."""
-        counted = F.adaptive_max_pool2d(altered, comparison.teacher[-1].shape[-2:]).flatten(1).T == 0
-        PositionGaussians.add(sums, _coarse_differences(comparison.teacher, comparison.coarsest), counted)
-
-    def conclude_coarse(self, sums: Mapping[str, Tensor], ridge: float) -> None:
-        """Fit the coarse Gaussians to the sums; `ridge` as in `conclude_fine`."""
-        self.coarse.conclude(sums, ridge, relative=True, shared=SHARED_COVARIANCE)
-
-    def _fine(self) -> list[PositionGaussians]:
-        return cast("list[PositionGaussians]", list(self.fine))
-
-
-def _differences(features: Tensor, others: Tensor) -> Tensor:
-    """Differences (H·W, B, D) of the unit vectors of two features (B, C, H, W), at D evenly spaced channels."""
-    with full_precision(features):
-        difference = F.normalize(features.float(), dim=1) - F.normalize(others.float(), dim=1)
-        return difference[:, :: _channel_step(features.shape[1])].flatten(2).permute(2, 0, 1)
-
-
-def _coarse_differences(teacher: Sequence[Tensor], coarsest: Sequence[Tensor]) -> Tensor:
-    """Differences (P, B, branches · D) of every branch from the teacher at the coarsest scale."""
-    return torch.cat([_differences(teacher[-1], branch) for branch in coarsest], dim=2)
-
-
-def _channel_step(channels: int) -> int:
-    """The step between channels with which at most `MOST_CHANNELS` of them are used."""
-    return -(-channels // MOST_CHANNELS)
+        Args:
+            kinds: names of the kinds of alterations, in the order in which they were tried.
+        """
+        fine, coarse = (
+            ", ".join(f"{100 * float(one.shared.mean()):.0f} %" for one in part.gaussians())
+            for part in (self.fine, self.coarse)
+        )
+        return [
+            f"map = {self.map_weights.said(DISTANCES, kinds)}",
+            f"score = {self.score_weights.said(DISTANCES, kinds)}",
+            f"of its covariance a position takes from all others {fine} at the fine distance's scales, {coarse} in the "
+            "coarse one's halves, by the number of parts and by how much positions differ",
+        ]
 
 
-def _as_map(values: Tensor, features: Tensor, mask: Tensor) -> Tensor:
-    """Values (B, P) at the positions of `features` as a map (B, 1, H, W) of the mask's size."""
-    return upsample(values.view(-1, 1, *features.shape[-2:]), mask.shape[-2:])
+def thinned(features: Sequence[Tensor]) -> list[Tensor]:
+    """The evenly spaced channels of each scale that distances use."""
+    return [scale[:, :: channel_step(scale.shape[1])] for scale in features]
+
+
+def _peaks(distances: Tensor) -> Tensor:
+    """The largest value (B, K) of each map."""
+    return distances.amax(dim=(2, 3))
+
+
+def _thinned_places(maps: Tensor) -> Tensor:
+    """Values (B, h, w, K) of maps (B, K, H, W) at pixels `EVERY_PX` apart."""
+    return maps[:, :, EVERY_PX // 2 :: EVERY_PX, EVERY_PX // 2 :: EVERY_PX].permute(0, 2, 3, 1)

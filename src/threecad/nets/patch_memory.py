@@ -94,7 +94,11 @@ class PatchMemory(nn.Module):
         return Known(bank, squares.view_as(self.squares))
 
     def forward(
-        self, vectors: Tensor, known: Known | None = None, turned: Tensor | None = None
+        self,
+        vectors: Tensor,
+        known: Known | None = None,
+        turned: Tensor | None = None,
+        reach: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Distance of each patch from the nearest one in memory, and that one's row: (B, P) twice.
 
@@ -104,13 +108,12 @@ class PatchMemory(nn.Module):
             vectors: (B, P, D), row by row of the grid.
             known: compared with these instead of everything.
             turned: (D, D); differences are measured behind it. The nearest is the same.
+            reach: in the place of the memory's own, for a memory a position.
         """
         known = known or self.everything()
+        reach = self.reach if reach is None else reach
         with full_precision(vectors):
-            if self.reach is None:
-                rows = _nearest_anywhere(vectors, known)
-            else:
-                rows = self._nearest_around(vectors, known, self.reach)
+            rows = _nearest_anywhere(vectors, known) if reach is None else self._nearest_around(vectors, known, reach)
             away = vectors - _in_rows(known, rows)
             return torch.linalg.vector_norm(away if turned is None else away @ turned, dim=2), rows
 
@@ -244,6 +247,12 @@ def greedy_coreset(candidates: Tensor, size: int, generator: torch.Generator) ->
         latest = projected[cell, chosen[:, i]].unsqueeze(1)
         distances = torch.minimum(distances, squared_distances(latest).squeeze(2))
     return these(candidates, chosen)
+
+
+def all_of(candidates: Tensor) -> Chosen:
+    """Every candidate (cells, N, D), as it is."""
+    cells, count = candidates.shape[:2]
+    return these(candidates, torch.arange(count, device=candidates.device).expand(cells, -1))
 
 
 def these(candidates: Tensor, chosen: Tensor) -> Chosen:
