@@ -70,6 +70,12 @@ class Pyramid(nn.Module):
         return [features.float() for features in self.network((image - self.mean) / self.std)]
 
 
+def pretrained_pyramids(network: nn.Module) -> dict[str, Pyramid]:
+    """The pyramids inside a network whose weights are those of a file, and stay so, by name."""
+    named = {name: part for name, part in network.named_modules() if isinstance(part, Pyramid)}
+    return {name: part for name, part in named.items() if part.file is not None and not part.trainable}
+
+
 def has_no_negative_features(backbone: str) -> bool:
     """Whether the features of this timm backbone are known to leave a ReLU."""
     architecture = backbone.partition(".")[0]

@@ -114,8 +114,7 @@ class Recipe:
         Raises:
             SettingsError: a value that does not fit.
         """
-        verdicts = replace(self.verdicts, settings=self.verdicts.settings.changed(**budgets))
-        return replace(self, predictor=replace(self.predictor, verdicts=verdicts))
+        return replace(self, predictor=replace(self.predictor, verdicts=self.verdicts.with_budgets(**budgets)))
 
     def good_part(self, picture: Path, sha256: str, lot: str) -> tuple[GoodPart, Look]:
         """What a confirmed good part adds to those that the thresholds stand on.
