@@ -2,12 +2,15 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
-PYTEST := $(BIN)/python -m pytest
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test check test-oracles bench clean
 
 demo: $(READY)  ## CFRG on procedural parts: scores, maps and runs/demo/report.html
 	$(BIN)/threecad demo --out runs/demo
+
+# Tests run side by side, so that each takes one thread unless told: OMP_NUM_THREADS=2 make test
+test check: export OMP_NUM_THREADS ?= 1
 
 test: $(READY) lint  ## everything that must pass
 	$(PYTEST) -m "not oracle"

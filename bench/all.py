@@ -18,7 +18,8 @@ RUNS = (
     ("PaDiM", ["padim.py"]),
     ("Weight", ["sizes.py"]),
     ("Start", ["startup.py"]),
-    ("Grid", ["grid.py", "--jobs", "60", "--kills", "3"]),
+    ("Grid", ["grid.py", "--jobs", "60", "--two-workers"]),
+    ("Kills", ["kills.py", "--kills", "3"]),
 )
 
 

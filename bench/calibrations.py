@@ -21,6 +21,7 @@ from scipy.stats import chi2, ncx2, norm
 from threecad.groups import folds
 from threecad.verdicts import (
     AREAS_PX,
+    UNLIKE,
     Budget,
     GoodPart,
     GoodScores,
@@ -28,6 +29,7 @@ from threecad.verdicts import (
     limit,
     parts_needed,
     promised_shares,
+    score_alike,
     scores_plot,
     smallest_share,
 )
@@ -191,6 +193,15 @@ def broken_by_exposures(exposures: int, n: int, budget: Budget, calibrations: in
     return count / calibrations
 
 
+def noticed(shift: float, further: int, n: int, calibrations: int) -> float:
+    """How often `further` good parts, whose scores lie `shift` spreads higher, are found to differ from n others."""
+    generator, count = np.random.default_rng([further, n, round(100 * shift)]), 0
+    for _ in range(calibrations):
+        others = generator.normal(size=n)
+        count += score_alike(shift + generator.normal(size=further), others) < UNLIKE
+    return count / calibrations
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calibrations", type=int, default=2000)
@@ -199,6 +210,7 @@ def main() -> None:
     print_promises()
     print_coverage(options.calibrations)
     print_misuse(options.calibrations)
+    print_noticed(options.calibrations)
     if options.picture:
         options.picture.write_text(picture(), encoding="utf-8")
 
@@ -242,6 +254,15 @@ def print_misuse(calibrations: int) -> None:
     print("\n| 100 images, of each part | bound broken, images taken for parts |\n| ---: | ---: |")
     for exposures in (1, 2, 5):
         print(f"| {exposures} | {100 * broken_by_exposures(exposures, 100, budget, calibrations):.0f} % |")
+
+
+def print_noticed(calibrations: int) -> None:
+    """How often `threecad verdict --good` notices that parts have changed."""
+    further = (10, 20, 50)
+    print(f"\n| scores have moved by | {' | '.join(f'{m} further parts' for m in further)} |\n| ---: |" + " ---: |" * 3)
+    for shift in (0.0, 0.5, 1.0, 2.0):
+        cells = [f"{100 * noticed(shift, m, 200, calibrations):.0f} %" for m in further]
+        print(f"| {shift:g} spreads | {' | '.join(cells)} |", flush=True)
 
 
 def picture() -> str:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from threecad.engines import Engine
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As in a job that a shell runs in the background; the commands that tests interrupt would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -144,3 +146,30 @@ def embedded(cache: Path, converted_weights: Path) -> str:
     """`"embedded"`, once the weights of that backbone lie in the test's cache."""
     shutil.copytree(converted_weights, cache / "weights", copy_function=os.link)
     return "embedded"
+
+
+@pytest.fixture(scope="session")
+def tasks_can_be_imported() -> Iterator[None]:
+    """The functions that tests send to other processes lie beside the tests, where another process does not look."""
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.getenv("PYTHONPATH")]))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", path)
+        yield
+
+
+@pytest.fixture(scope="session")
+def on_ray(tasks_can_be_imported: None) -> Iterator[Engine]:
+    """One small cluster that all tests share; starting it takes longer than all of them."""
+    pytest.importorskip("ray", reason="the extra threecad[ray] is not installed")
+    from threecad.engines.cluster import LOOPBACK, _ray
+
+    ray = _ray()
+    ray.init(num_cpus=2, include_dashboard=False, _node_ip_address=LOOPBACK, log_to_driver=False, logging_level="ERROR")
+    yield Engine("ray", workers=2)
+    ray.shutdown()
+
+
+@pytest.fixture(params=["local", "ray"])
+def engine(request: pytest.FixtureRequest, tasks_can_be_imported: None) -> Engine:
+    """Two workers of this machine, then of a cluster."""
+    return Engine(workers=2) if request.param == "local" else request.getfixturevalue("on_ray")

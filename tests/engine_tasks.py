@@ -49,6 +49,10 @@ def kill_oneself_once(trace: Path) -> str:
     return trace.name
 
 
+def leave(trace: Path) -> None:
+    trace.touch()
+
+
 def environment(number: int) -> dict[str, object]:
     processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return {

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from conftest import plate, scratch
 from threecad.predictor import Predictor
 from threecad.station.inspecting import Recipe
 from threecad.station.line import Limits, Line
+from threecad.station.models import Models, as_left
 from threecad.station.safety import Guard, guard_for
 from threecad.station.service import make_app
-from threecad.station.serving import as_left
 from threecad.station.store import Store
 from threecad.verdicts import GoodPart, GoodScores, Verdicts
 
@@ -62,7 +62,9 @@ def recipe(network: Darkness | None = None, name: str = "plate") -> Recipe:
 class Station:
     """A service under test, its line, and a client on this machine."""
 
-    def __init__(self, folder: Path, limits: Limits | None = None, guard: Guard | None = None) -> None:
+    def __init__(
+        self, folder: Path, limits: Limits | None = None, guard: Guard | None = None, models: Models | None = None
+    ) -> None:
         self.network = Darkness()
         self.folder = folder
         self.store = Store(folder)
@@ -70,7 +72,9 @@ class Station:
         self.line = Line(
             self.store, {"plate": as_left(recipe(self.network), self.store)}, limits or Limits(deadline_s=20)
         )
-        self.client = TestClient(make_app(self.line, guard or guard_for("127.0.0.1")), base_url="http://127.0.0.1")
+        self.client = TestClient(
+            make_app(self.line, guard or guard_for("127.0.0.1"), models), base_url="http://127.0.0.1"
+        )
 
     def post(self, content: bytes, **asked: Any) -> Any:
         return self.client.post("/v1/inspect", params=asked, content=content)
@@ -81,12 +85,16 @@ class Station:
         self.store.close()
 
 
-@contextmanager
-def answering(station: Station) -> Iterator[str]:
+def answering(station: Station) -> AbstractContextManager[str]:
     """The address at which a station answers real requests for as long as the block lasts."""
-    app = make_app(station.line, Guard())
+    return serving(station.line, Guard())
+
+
+@contextmanager
+def serving(line: Line, guard: Guard, models: Models | None = None) -> Iterator[str]:
+    """The address at which a line is served over real requests for as long as the block lasts."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        server = uvicorn.Server(uvicorn.Config(make_app(line, guard, models), log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         while not server.started:

@@ -247,12 +247,14 @@ def test_a_plan_is_checked_before_anything_runs(
 ) -> None:
     with pytest.raises(error, match=says) as caught:
         read_plan(write_plan(tmp_path, common_tree, PLAN.replace(*change)))
-    assert str(caught.value).count("\n") <= 1
+    assert "plan.toml" in str(caught.value) and str(caught.value).count("\n") <= 1
 
 
 def test_a_plan_that_is_neither_a_file_nor_packaged_names_the_nearest() -> None:
     with pytest.raises(SettingsError, match="did you mean 'paper-3cad'"):
         read_plan("paper-3cat")
+    with pytest.raises(SettingsError, match="expected the file of a plan or the name of a packaged one"):
+        read_plan(Path("gone") / "plan.toml")
 
 
 def test_a_folder_of_something_else_is_refused_and_left_as_it_is(tmp_path: Path, common_tree: Path) -> None:

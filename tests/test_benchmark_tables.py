@@ -16,10 +16,11 @@ from PIL import Image
 
 from threecad.benchmark.layouts import write_tables
 from threecad.benchmark.rows import read_rows
-from threecad.benchmark.sheet import GAP, MARGIN, PANEL, draw_sheet
+from threecad.benchmark.sheet import draw_sheet
 from threecad.benchmark.tables import all_tables
 from threecad.data.catalog import DATASETS
 from threecad.errors import RunError, SettingsError
+from threecad.report.sheet import GAP, MARGIN, PANEL
 
 Plant = Callable[..., Path]
 
@@ -177,6 +178,15 @@ def test_ablations_show_score_change_and_whether_the_papers_sign_is_ours(plant: 
     assert "| a | full |" in table
 
 
+def test_a_row_that_is_not_its_presets_says_in_which_settings(plant: Plant, tmp_path: Path) -> None:
+    pure, departed, unknown = plant("padim"), plant("rd"), plant("cfrg")
+    for file, found in ((pure, ["method.backbone"]), (departed, ["method.epochs", "method.weights", "training.batch"])):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"departures": found}))
+    assert "departures" not in json.loads(unknown.read_text())
+    text = printed(tmp_path / "out").partition("| but for |")[2]
+    assert [line_of(text, name).split(" | ")[2] for name in ("PaDiM", "RD", "CFRG")] == ["–", "epochs batch", "?"]
+
+
 def test_rows_chosen_on_the_test_images_stand_in_a_table_of_their_own(plant: Plant, tmp_path: Path) -> None:
     plant(p_auroc=0.8)
     plant(selection="best_on_test", p_auroc=0.9)
@@ -239,6 +249,17 @@ def test_latex_escapes_names_and_marks_the_best(plant: Plant, tmp_path: Path) ->
     for line in text.splitlines():
         if line.startswith("E-b"):
             assert line.count("&") == 2 and line.endswith(r"\\")
+
+
+def test_variants_of_which_the_paper_says_nothing_have_no_column_for_it(plant: Plant, tmp_path: Path) -> None:
+    for variant, p_ap in (("full", 0.5), ("without-copies", 0.4)):
+        plant(variant=variant, p_ap=p_ap)
+    (table,) = [one for one in all_tables(read_rows([tmp_path / "out"])) if one.title.startswith("Ablations")]
+    assert table.title == "Ablations of PaDiM: score / change against full"
+    assert table.labels == ("category", "variant")
+    score, change = table.lines[0].cells[-1]
+    assert score is not None and change is not None
+    assert (round(score.mean, 1), round(change.mean, 1)) == (40.0, -10.0)
 
 
 def test_tables_are_printed_without_loading_torch_and_only_they_go_to_standard_output(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 
 from conftest import plate, save
-from test_cli import Ask, ask  # noqa: F401
-from threecad.calibrating import calibrate
+from test_cli import Ask, ask, refused  # noqa: F401
+from threecad.calibrating import Calibrated, calibrate, good_scores
+from threecad.deciding import kept_told
 from threecad.errors import DataError, RunError, SettingsError
 from threecad.inference import load
 from threecad.runs import RunFolder
-from threecad.verdicts import Verdicts
+from threecad.verdicts import AREAS_PX, GoodPart, GoodScores, Verdicts, VerdictSettings
 
 
 @pytest.fixture
@@ -131,3 +133,49 @@ def test_views_of_one_part_are_one_part_and_a_pattern_that_finds_none_is_refused
     with pytest.raises(DataError, match=r"finds a part in 0 of 1 image paths, in none such as 'nameless/x\.png'"):
         calibrate(run, [tmp_path / "nameless"])
     assert folder.good_file.read_bytes() == before
+
+
+def test_a_promise_that_rises_within_its_budget_says_why() -> None:
+    def verdicts(n: int) -> Verdicts:
+        parts = tuple(GoodPart(part=str(k), score=float(k), peaks=(0.0,) * len(AREAS_PX)) for k in range(n))
+        return Verdicts(GoodScores(parts={"plate": parts}), VerdictSettings(reject_at=0.15, review_at=0.2))
+
+    before, now, why = Calibrated(verdicts(20), verdicts(30), "plate", 10, 0).told()
+    assert "at most 14 % are rejected" in before and "at most 15 % are rejected" in now
+    assert "The budget of 15 % is used up: with 30 parts the threshold may leave 1 of them above, with 20 it" in why
+    assert len(list(Calibrated(verdicts(30), verdicts(31), "plate", 1, 0).told())) == 2
+
+
+def test_further_good_parts_are_held_against_the_promise_and_change_nothing(
+    ask: Ask,  # noqa: F811
+    run: Path,
+    more: Path,
+) -> None:
+    kept = {path.name: path.read_bytes() for path in run.iterdir()}
+    answer = ask("verdict", run, "--good", more)
+    assert re.search(
+        "Of these 8 good parts .* are rejected, with 95 % confidence; promised were at most 40 %", answer.out
+    )
+    assert "They score like the 6 that the thresholds come from" in answer.out
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == kept
+
+
+def test_parts_that_cannot_be_read_leave_the_budgets_as_they_were(ask: Ask, run: Path, tmp_path: Path) -> None:  # noqa: F811
+    for option in ("--good", "--defects"):
+        refused(ask("verdict", run, "--reject-at", 0.02, option, tmp_path / "nowhere"), "found nothing")
+    assert RunFolder(run).read_verdicts().settings.reject_at == 0.01
+
+
+def test_good_parts_of_another_day_are_noticed(run: Path, tmp_path: Path) -> None:
+    for number in range(12):
+        dirty = plate(500 + number).astype(float) + np.random.default_rng(number).normal(0, 25, (48, 64, 3))
+        save(tmp_path / "another day" / f"{number}.png", np.clip(dirty, 0, 255).astype(np.uint8))
+    verdicts = RunFolder(run).read_verdicts()
+    kept = verdicts.kept(good_scores(run, [tmp_path / "another day"]))
+    assert kept.n == 12 and kept.rejected.value == 1 and kept.p_value < 0.01
+    assert "They do not score like the 6 that the thresholds" in list(kept_told(kept, verdicts.limits().reject))[1]
+
+
+def test_good_parts_that_the_promise_stands_on_say_nothing_of_it(run: Path, common_tree: Path) -> None:
+    with pytest.raises(DataError, match="all of these 6 images are counted already"):
+        good_scores(run, [common_tree / "plate" / "train" / "good"])

@@ -474,7 +474,7 @@ def test_the_figures_show_every_bin_with_its_count_and_the_numbers_lie_beside(tr
     words = [element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")]
     bars = [float(bar.get("height")) for bar in picture.iter("{http://www.w3.org/2000/svg}rect")][1:]
     counts = statistics.area_ratio.counts
-    assert "Defect area ratio (n = 4)" in words and [int(word) for word in words if word.isdigit()] == list(counts)
+    assert "Defect area ratio of 4 images" in words and [int(word) for word in words if word.isdigit()] == list(counts)
     assert np.argmax(bars) == np.argmax(counts) and [bar > 0 for bar in bars] == [count > 0 for count in counts]
     assert all(0 <= bar <= 270 for bar in bars)
     assert written[1].read_text().splitlines()[0] == "above,to,count,percent"

@@ -8,47 +8,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from conftest import plant
-from engine_tasks import PLAN, environment, fail, kill_oneself, kill_oneself_once, square
+from engine_tasks import PLAN, environment, fail, kill_oneself, kill_oneself_once, leave, square
 from threecad.benchmark.plan import read_plan
 from threecad.benchmark.run import run_plan
 from threecad.engines import Engine, map_tasks
 from threecad.errors import RunError, SettingsError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tasks_can_be_imported")]
 
 LOCAL = Engine(workers=2)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def tasks_can_be_imported() -> Iterator[None]:
-    """The functions of these tests lie beside them, where another process does not look by itself."""
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.getenv("PYTHONPATH")]))
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("PYTHONPATH", path)
-        yield
-
-
-@pytest.fixture(scope="session")
-def on_ray(tasks_can_be_imported: None) -> Iterator[Engine]:
-    """One small cluster that all tests share; starting it takes longer than all of them."""
-    pytest.importorskip("ray", reason="the extra threecad[ray] is not installed")
-    from threecad.engines.cluster import LOOPBACK, _ray
-
-    ray = _ray()
-    ray.init(num_cpus=2, include_dashboard=False, _node_ip_address=LOOPBACK, log_to_driver=False, logging_level="ERROR")
-    yield Engine("ray", workers=2)
-    ray.shutdown()
-
-
-@pytest.fixture(params=["local", "ray"])
-def engine(request: pytest.FixtureRequest) -> Engine:
-    return LOCAL if request.param == "local" else request.getfixturevalue("on_ray")
 
 
 @pytest.mark.enable_socket
@@ -66,7 +39,7 @@ def test_nothing_to_do_is_done_at_once() -> None:
 def test_what_raises_says_why_and_the_others_go_on(engine: Engine) -> None:
     ended = {one.index: one for one in map_tasks(fail, ["data", "fault", "fine"], engine)}
     assert ended[0].failure == "expected this, found that"  # an error that the user can mend, in its own words
-    assert ended[1].failure == "KeyError: 'fault'"
+    assert ended[1].failure == "KeyError: 'fault'" and not ended[1].died
     assert ended[2].result == "fine"
 
 
@@ -79,7 +52,7 @@ def test_an_item_whose_process_dies_is_tried_again(engine: Engine, tmp_path: Pat
 @pytest.mark.enable_socket
 def test_an_item_whose_process_always_dies_ends_with_the_reason(engine: Engine) -> None:
     ended = {one.index: one for one in map_tasks(kill_oneself, [True, False], engine)}
-    assert "process" in (ended[0].failure or "")
+    assert ended[0].died and "process" in (ended[0].failure or "")
     assert ended[1].result == "alive"
 
 
@@ -97,15 +70,26 @@ def test_fewer_threads_than_a_share_are_respected(monkeypatch: pytest.MonkeyPatc
     assert Engine(workers=1).threads == 1
 
 
-def test_a_cluster_that_cannot_be_reached_is_one_line() -> None:
-    pytest.importorskip("ray", reason="the extra threecad[ray] is not installed")
-    import ray
-
-    if ray.is_initialized():
-        ray.shutdown()
+def test_a_cluster_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", reason="the extra threecad[ray] is not installed")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # the cluster of the other tests stays
     with pytest.raises(RunError, match="ray start --head") as caught:
         list(map_tasks(square, [1], Engine("ray", address="127.0.0.1:9")))
     assert "\n" not in str(caught.value)
+
+
+def test_an_address_for_this_machines_processes_is_refused() -> None:
+    with pytest.raises(SettingsError, match="add --engine ray"):
+        Engine(address="127.0.0.1:6379")
+
+
+@pytest.mark.enable_socket
+def test_relative_paths_mean_the_same_on_a_cluster_that_was_started_elsewhere(
+    on_ray: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (ended,) = map_tasks(leave, [Path("trace")], on_ray)
+    assert ended.failure is None and (tmp_path / "trace").exists()
 
 
 def test_without_ray_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,13 +21,15 @@ from threecad.errors import BundleError, DataError, RunError, SettingsError
 from threecad.export import bundling
 from threecad.export.bundling import export_run
 from threecad.export.capture import capture, write_model
+from threecad.export.good_parts import scored_as_here
 from threecad.files import file_sha256
 from threecad.fitting import fit
 from threecad.framing import Framing
 from threecad.images import read_image
 from threecad.methods import METHODS
 from threecad.predictor import Found
-from threecad.runtime.bundle import Bundle
+from threecad.runs import RunFolder
+from threecad.runtime.bundle import Bundle, BundleRecord
 from threecad.runtime.networks import SETTINGS, OnnxNetwork, OpenVINONetwork, import_openvino
 from threecad.runtime.proof import Picture, Ran, compare, prove, source_of, thresholds_of
 from threecad.runtime.verification import read_proof, verify
@@ -53,7 +55,7 @@ def data(fitted: Path) -> Path:
 def written(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph of `fitted` is not captured once more: its ONNX file is taken from its bundle."""
 
-    def copy(program: object, backend: str, folder: Path, about: object) -> tuple[str, int]:
+    def copy(program: object, backend: str, folder: Path, about: object, image_size: object) -> tuple[str, int]:
         shutil.copyfile(bundles["onnx"] / "detector.onnx", folder / "detector.onnx")
         return "detector.onnx", 20
 
@@ -71,9 +73,9 @@ def test_every_method_says_the_same_in_both_backends_whatever_the_batch(
         detector = METHODS[method](METHODS[method].Config.tiny().model_copy(update=ours)).eval()
     size = detector.config.image_size
     program = capture(detector)
-    files = {backend: tmp_path / write_model(program, backend, tmp_path, {})[0] for backend in BACKENDS}  # type: ignore[arg-type]
+    files = {backend: tmp_path / write_model(program, backend, tmp_path, {}, size)[0] for backend in BACKENDS}  # type: ignore[arg-type]
     networks = [
-        OnnxNetwork(files["onnx"], size),
+        OnnxNetwork(files["onnx"], size, SETTINGS["onnx"]),
         OpenVINONetwork(files["openvino"], size, "cpu", SETTINGS["openvino"]),
     ]
     for count in (1, 3):
@@ -92,7 +94,7 @@ def test_a_bundle_says_what_it_is_and_what_every_file_in_it_is(backend: str, bun
     bundle = Bundle(bundles[backend])
     record = bundle.read_record()
     files = {file.relative_to(bundle.path).as_posix() for file in bundle.path.rglob("*") if file.is_file()}
-    assert set(record.files) == files - {"bundle.json"}
+    assert set(record.files) == files - {"bundle.json", "verdict.toml"}
     assert {"proof.json", "maps.npz", "examples.png", "licenses/LICENSE", "licenses/NOTICE"} < files
     assert all(file_sha256(bundle.path / place) == expected for place, expected in record.files.items())
     assert (record.method, record.image_size, record.precision) == ("padim", (64, 64), "float32")
@@ -119,6 +121,7 @@ def test_an_openvino_model_keeps_float32_and_the_words_of_model_api(bundles: dic
     model = openvino.Core().read_model(bundles["openvino"] / "detector.xml")
     assert model.get_rt_info(["model_info", "model_type"]).astype(str) == "AnomalyDetection"
     assert [output.get_any_name() for output in model.outputs] == ["anomaly_map", "score"]
+    assert str(model.inputs[0].partial_shape) == "[?,3,64,64]"
     constants = [op for op in model.get_ops() if op.get_type_name() == "Constant"]
     types = {op.get_output_element_type(0).get_type_name() for op in constants}
     assert "f32" in types and not types & {"f16", "bf16"}
@@ -163,13 +166,20 @@ class Shifted(OnnxNetwork):
         return maps, scores + np.float32(self.shift)
 
 
+def shifted(file: Path, record: BundleRecord, *_: object) -> Shifted:
+    """In place of `open_network`."""
+    return Shifted(file, record.image_size, record.settings)
+
+
 @pytest.mark.parametrize("shift", [1.0, np.nan])
 @pytest.mark.usefixtures("written")
 def test_an_exported_detector_that_judges_otherwise_is_not_handed_over(
     shift: float, fitted: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Shifted, "shift", shift)
-    monkeypatch.setattr(bundling, "open_network", lambda file, record, *_: Shifted(file, record.image_size))
+    monkeypatch.setattr(
+        bundling, "open_network", lambda file, record, *_: Shifted(file, record.image_size, record.settings)
+    )
     with pytest.raises(BundleError, match=r"judges [0-9]+ of 10 pictures differently|not finite") as raised:
         export_run(fitted, tmp_path / "out" / "bundle", "onnx", data=data)
     assert "plate/train/good/" in str(raised.value)
@@ -179,7 +189,9 @@ def test_an_exported_detector_that_judges_otherwise_is_not_handed_over(
 def test_a_verdict_that_differs_on_another_machine_ends_verify_with_2(
     bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("threecad.runtime.open_network", lambda file, record, *_: Shifted(file, record.image_size))
+    monkeypatch.setattr(
+        "threecad.runtime.open_network", lambda file, record, *_: Shifted(file, record.image_size, record.settings)
+    )
     with pytest.raises(BundleError, match=r"judges [0-9]+ of 6 pictures differently; do not use it on this machine"):
         verify(bundles["onnx"])
 
@@ -203,7 +215,7 @@ def test_the_figures_of_a_proof_are_those_of_its_pictures(tmp_path: Path) -> Non
     trained, exported = [1.0, 2.0, 2.5, 3.5], [found(1.25), found(2.25), found(3.25, 0.5), found(3.0)]
     compared = compare(pictures, trained, [np.zeros((2, 2))] * 4, exported, verdicts, lines)
     where = Ran(engine="a", precision="float32", device="cpu", machine="b")
-    proof = prove(compared, where, where, lines, "by hand", "four", "none")
+    proof = prove(compared, where, where, verdicts.settings, lines, "by hand", "four", "none")
     assert [one.trained_verdict for one in proof.images] == ["OK", "OK", "REVIEW", "NG"]
     assert [one.exported_verdict for one in proof.images] == ["OK", "REVIEW", "NG", "REVIEW"]
     assert proof.on_the_line == 1  # the second one's score is the threshold
@@ -260,7 +272,30 @@ def test_good_parts_of_a_run_in_bf16_are_scored_again_in_float32(fitted: Path, d
         export_run(run, tmp_path / "another", "onnx", data=data)
 
 
-@pytest.mark.parametrize("setting", [{"tiles": (1, 2)}, {"roi": "roi.png"}])
+def test_a_fit_that_scores_its_parts_in_closed_form_can_be_exported_where_the_processor_has_bf16(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("threecad.devices.has_native_bf16", lambda device: True)
+    method = {"backbone": "resnet10t.c3_in1k", "weights": "random", "image_size": 64, "features": 12}
+    fit("padim", data, tmp_path / "run", settings={"method": method})
+    record = RunFolder(tmp_path / "run").read_record()
+    assert (record.scoring, record.precision) == ("left out", "float32")
+    good = read_verdicts(tmp_path / "run").good
+    predictor = threecad.load(tmp_path / "run")
+    assert scored_as_here(good, record, predictor, None) is good
+    asked = {"method": method, "training": {"precision": "bf16"}}
+    fit("padim", data, tmp_path / "rough", settings=asked)
+    assert RunFolder(tmp_path / "rough").read_record().precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"tiles": (1, 2)},
+        {"roi": "roi.png"},
+        pytest.param({"tiles": (1, 2), "each": True}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_bundle_sees_tiles_and_the_region_of_interest_as_its_run_does(
     setting: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:

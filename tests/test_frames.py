@@ -6,13 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import threecad
 from conftest import plate, save
+from threecad.checkpoint import own_tensors
 from threecad.errors import DataError, SettingsError
-from threecad.presets import size_on_grid
+from threecad.methods import METHODS
+from threecad.nets.pyramid import pretrained_pyramids
+from threecad.presets import detector_of, resolve_settings, size_on_grid
 from threecad.runs import RunFolder
+from threecad.stopping import Interrupted
+from threecad.training import StepReport
 
 METHOD = {"backbone": "resnet10t.c3_in1k", "weights": "random", "image_size": 64, "features": 12}
 
@@ -175,3 +181,64 @@ def test_what_lies_outside_is_painted_in_the_parts_colour_whatever_their_depth(t
     run = fit(folder, tmp_path / "run", roi=[[0.0, 0.0, 0.5, 1.0]], bits=12, holdout=0.0)
     expected = np.mean([plate(number)[:, :32, 0] for number in range(4)])
     assert RunFolder(run).read_record().region_fill == pytest.approx([expected] * 3, abs=3)
+
+
+def test_each_place_has_a_detector_that_has_learnt_from_no_other(tree: Path, tmp_path: Path) -> None:
+    """The upper right tile is bright on every good part: dark, as its neighbours are, it is a defect there alone."""
+    for image in (tree / "plate" / "train" / "good").iterdir():
+        pixels = np.array(Image.open(image))
+        pixels[4:20, 40:60] = 230
+        save(image, pixels)
+    run = fit(tree, tmp_path / "run", tiles=[2, 2], each=True, whole=False)
+    predictor, record = threecad.load(run), RunFolder(run).read_record()
+    assert list(record.map_units) == ["place 1", "place 2", "place 3", "place 4"]
+    good, bad = plate(901), plate(901)
+    good[4:20, 40:60] = 230
+    results = predictor([good, bad])
+    assert results[1].score > RunFolder(run).read_verdicts().good.scores("plate").max() > results[0].score
+    assert results[1].anomaly_map.argmax() % 64 >= 32
+    assert predictor(bad).score == pytest.approx(results[1].score, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["padim", "simplenet"])
+def test_a_fit_of_places_that_was_interrupted_goes_on_to_the_same_numbers(
+    method: str, tree: Path, tmp_path: Path
+) -> None:
+    tiny = METHODS[method].Config.tiny().model_dump(mode="json", exclude_none=True)
+    settings = {
+        "method": tiny,
+        "data": {"tiles": [1, 2], "each": True, "holdout": 0.25},
+        "training": {"steps": 3, "batch": 4, "precision": "float32"},
+    }
+
+    def stop_in_the_second_place(report: StepReport) -> None:
+        if report.phase.startswith("place 2") and report.step >= 1:
+            raise Interrupted
+
+    whole = threecad.fit(method, tree, tmp_path / "whole", settings=settings)
+    with pytest.raises(Interrupted):
+        threecad.fit(method, tree, tmp_path / "run", settings=settings, callback=stop_in_the_second_place)
+    resumed = threecad.fit(method, tree, tmp_path / "run", settings=settings, resume=True)
+    assert own_tensors(whole).keys() == own_tensors(resumed).keys()
+    for name, tensor in own_tensors(whole).items():
+        assert torch.equal(tensor, own_tensors(resumed)[name]), name
+    assert RunFolder(tmp_path / "run").read_record().steps in (0, 9)  # three of each place
+
+
+def test_a_detector_a_place_needs_a_grid_and_whole_parts(tree: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"expected tiles = \[rows, columns\] beside each = true"):
+        fit(tree, tmp_path / "run", tile_px=32, each=True)
+    run = fit(tree, tmp_path / "run", tiles=[1, 2], each=True)
+    with pytest.raises(DataError, match="expected 3 frames of each part, found 4 together"):
+        threecad.load(run).detector(torch.zeros(4, 3, 64, 64))
+
+
+def test_detectors_of_places_share_their_pretrained_backbone() -> None:
+    settings = resolve_settings(
+        "padim", {"method": {"backbone": "embedded", "features": 4}, "data": {"tiles": [1, 2], "each": True}}
+    )
+    first, *others = pretrained_pyramids(detector_of("padim", settings)).values()
+    assert len(others) == 2
+    for other in others:
+        for mine, its in zip(first.parameters(), other.parameters(), strict=True):
+            assert mine is its

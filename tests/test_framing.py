@@ -33,6 +33,8 @@ def test_tiles_cover_the_picture_are_of_one_size_and_end_at_its_edge(tiles: Tile
 def test_a_tile_larger_than_the_picture_is_refused() -> None:
     with pytest.raises(DataError, match="expected tiles no larger than the picture, found 128 px in 100 px"):
         Tiles(side_px=128).boxes((100, 310))
+    with pytest.raises(DataError, match="expected tiles of at least 16 px, found 3 px: 40 in 64 px; choose fewer"):
+        Tiles(grid=(1, 40)).boxes((48, 64))
 
 
 def test_neighbours_overlap_by_the_share_that_was_set() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
 from threecad.errors import DataError, SettingsError
-from threecad.groups import by_part, folds, groups, hold_out
+from threecad.groups import folds, groups, hold_out
 
 PATHS = ["monday/a1_left.png", "monday/a1_right.png", "tuesday/b7_left.png"]
 
@@ -80,12 +78,3 @@ def test_folds_that_cannot_be_are_refused() -> None:
         folds(PARTS, 21, seed=0)
     with pytest.raises(SettingsError, match="at least 2 folds"):
         folds(PARTS, 1, seed=0)
-
-
-def test_a_parts_score_is_the_highest_of_its_images() -> None:
-    assert by_part(["a", "b", "a"], [1.0, 5.0, 3.0]) == {"a": 3.0, "b": 5.0}
-
-
-def test_a_part_with_an_image_without_a_score_has_none() -> None:
-    found = by_part(["a", "a", "b", "b"], [math.nan, 3.0, 3.0, math.nan])
-    assert all(math.isnan(score) for score in found.values())

@@ -20,6 +20,7 @@ from threecad.nets.maps import GaussianBlur, cosine_distance, upsample
 from threecad.nets.pyramid import NON_NEGATIVE, Pyramid, has_no_negative_features
 from threecad.nets.recovery import Recovery
 from threecad.nets.weights import WeightFile, cached_weights, find_weights, import_weights, tag_of
+from threecad.presets import build
 from threecad.settings import EMBEDDED_BACKBONE
 
 SMALL = "resnet10t.c3_in1k"
@@ -150,6 +151,70 @@ def test_nothing_behind_the_coarsest_feature_is_kept() -> None:
     whole = sum(parameter.numel() for parameter in timm.create_model("efficientnet_b0").parameters())
     kept = sum(parameter.numel() for parameter in Pyramid("efficientnet_b0", "random").parameters())
     assert kept < 0.25 * whole
+
+
+TRANSFORMERS = ("vit_tiny_patch16_224.augreg_in21k", "vit_small_patch14_dinov2.lvd142m")
+
+
+@pytest.mark.parametrize("backbone", [*TRANSFORMERS, "vit_small_patch16_dinov3.lvd1689m"])
+def test_a_transformers_tokens_are_maps_of_the_strides_that_methods_ask_for(backbone: str) -> None:
+    pyramid = Pyramid(backbone, "random")
+    assert pyramid.signed and len(set(pyramid.channels)) == 1
+    features = pyramid(torch.rand(2, 3, 64, 96))
+    expected = [(2, c, 64 // s, 96 // s) for c, s in zip(pyramid.channels, (4, 8, 16), strict=True)]
+    assert [tuple(scale.shape) for scale in features] == expected
+    assert [tuple(scale.shape[-2:]) for scale in Pyramid(backbone, "random", (8,))(torch.rand(1, 3, 64, 96))] == [
+        (8, 12)
+    ]
+
+
+@pytest.mark.parametrize(("backbone", "patch_px"), [(TRANSFORMERS[0], 16), (TRANSFORMERS[1], 14)])
+def test_the_coarsest_map_is_the_last_tokens_and_the_finer_ones_are_those_of_earlier_blocks(
+    backbone: str, patch_px: int
+) -> None:
+    pyramid = Pyramid(backbone, "random")
+    image = torch.rand(1, 3, 64, 96)
+    size = (64 * patch_px // 16, 96 * patch_px // 16)
+    shrunk = torch.nn.functional.interpolate(
+        (image - pyramid.mean) / pyramid.std, size, mode="bilinear", antialias=True
+    )
+    network = pyramid.network.network
+    first, _, last = network.forward_intermediates(shrunk, [3, 7, 11], norm=True, intermediates_only=True)
+    fine, _, coarse = pyramid(image)
+    torch.testing.assert_close(coarse, last, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fine, upsample(first, (16, 24), align_corners=False), rtol=1e-4, atol=1e-4)
+
+
+def test_a_transformer_has_no_other_strides() -> None:
+    with pytest.raises(SettingsError, match=r"strides \[2\], found \[4, 8, 16\], to which a transformer's tokens"):
+        Pyramid(TRANSFORMERS[0], "random", strides=(2,))
+
+
+def test_weights_of_a_transformer_are_imported_by_their_tag_and_found(tmp_path: Path, cache: Path) -> None:
+    torch.manual_seed(0)
+    tensors = timm.create_model(TRANSFORMERS[0]).state_dict()
+    save_file(tensors, tmp_path / "vit.safetensors")
+    imported = import_weights(tmp_path / "vit.safetensors", TRANSFORMERS[0])
+    pyramid = Pyramid(TRANSFORMERS[0], "imagenet")
+    assert pyramid.file == imported
+    assert torch.equal(pyramid.network.network.blocks[5].mlp.fc1.weight, tensors["blocks.5.mlp.fc1.weight"])
+
+
+@pytest.mark.parametrize("method", ["cfrg", "patchcore", "padim"])
+def test_methods_look_through_a_transformer(method: str) -> None:
+    detector = build(method, backbone=TRANSFORMERS[1], weights="random", image_size=(64, 96)).eval()
+    with torch.no_grad():
+        prediction = detector(torch.rand(2, 3, 64, 96))
+    assert prediction.anomaly_map.shape == (2, 1, 64, 96) and prediction.score.isfinite().all()
+
+
+@pytest.mark.slow
+def test_the_exported_program_of_a_transformer_gives_the_same_maps() -> None:
+    pyramid, images = Pyramid(TRANSFORMERS[1], "random"), torch.rand(2, 3, 64, 96)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(pyramid, (images,), dynamic_shapes=({0: batch},)).module()
+    for exported, own in zip(program(images[:1]), pyramid(images[:1]), strict=True):
+        torch.testing.assert_close(exported, own, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

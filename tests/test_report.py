@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -12,10 +13,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from threecad.errors import DataError
 from threecad.overlay import COLOURS, LINE, Scale, colour, outlined, overlay, side_by_side
+from threecad.report import page
 from threecad.report.album import Part, choose, is_mistake
 from threecad.report.curves import precision_recall, roc, training_curves
 from threecad.report.page import judged, report_run
+from threecad.report.sheet import GAP, MARGIN, PANEL, Maps, compose
 from threecad.runs import RunFolder
 from threecad.verdicts import AREAS_PX, GoodPart, GoodScores, Verdicts, Word
 
@@ -166,12 +170,49 @@ def test_the_page_needs_nothing_else_and_says_what_scores_json_says(tree: Path, 
         (title, f"{100 * scores[key]:.1f}")
         for title, key in zip(("I-AUROC", "P-AUROC", "P-PRO pooled", "AP"), keys, strict=True)
     ]
-    assert text.count("data:image/jpeg") == 8
+    assert text.count("data:image/jpeg") == 8 + 1  # the parts, and the sheet
     (promise, *_) = RunFolder(run).read_verdicts().sentences()
     assert promise in text and "6 good parts" in text  # in words, and in the plot of their scores
     shown = [float(score) for score in re.findall(r"<figcaption><b>([-\d.e+]+)</b>", text)]
     assert shown == sorted(shown, reverse=True) and len(shown) == 8
     assert RunFolder(run).scores_file.exists()
+
+
+def test_maps_of_other_runs_stand_beside_its_own_on_the_page_a_row_each(
+    tree: Path, tmp_path: Path, fitted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[dict[str, Maps]] = []
+    monkeypatch.setattr(page, "compose", lambda rows: drawn.append(rows) or compose(rows))
+    run, other = tmp_path / "run", tmp_path / "another"
+    for folder in (run, other):
+        shutil.copytree(fitted, folder)
+    report_run(run, tree, file=tmp_path / "page.html", beside=[other])
+    (rows,) = drawn
+    assert list(rows) == ["PaDiM", "PaDiM\nanother"]
+    ours, theirs = rows.values()
+    assert list(ours) == list(theirs) == [f"plate/{number:06d}" for number in range(4)]
+    for part in ours:  # the same network, whose map is shown at the image's own size
+        assert theirs[part]["map"].shape == (48, 64) and ours[part]["map"].shape == (64, 64)
+        assert theirs[part]["map"].max() == pytest.approx(ours[part]["map"].max(), rel=0.1)
+    assert "Maps side by side" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_a_run_of_another_part_is_refused_beside_before_anything_is_scored(
+    tree: Path, tmp_path: Path, fitted: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(fitted, other)
+    record = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps(record | {"categories": ["screw"]}))
+    with pytest.raises(DataError, match="has learnt 'screw' and says nothing of 'plate'"):
+        report_run(fitted, tree, file=tmp_path / "page.html", beside=[other])
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_where_nobody_has_marked_the_defects_the_sheet_shows_the_image_darkened(tmp_path: Path) -> None:
+    part = {"image": np.full((64, 64, 3), 90, np.uint8), "map": np.eye(64, dtype=np.float32)}
+    truth = np.asarray(compose({"PaDiM": {"plate/0": part}}))[PANEL + GAP + PANEL // 2, MARGIN + PANEL // 2]
+    assert (truth == 30).all()
 
 
 def test_a_page_without_masks_and_without_good_scores_still_stands(tree: Path, tmp_path: Path, fitted: Path) -> None:
@@ -223,3 +264,10 @@ def test_training_curves_tell_each_phase_and_term_of_the_log_and_many_steps_are_
     assert joint["paths"]["recovery"].startswith("M0.00,0.00L")
     assert (late["phase"], late["steps"]) == ("late", 1)
     assert training_curves(tmp_path / "none.csv") == []
+
+
+def test_rows_of_a_sheet_are_as_high_as_its_parts_are() -> None:
+    flat = {"image": np.full((30, 90, 3), 90, np.uint8), "map": np.eye(30, 90, dtype=np.float32)}
+    sheet = compose({"PaDiM": {"plate/0": flat, "plate/1": flat}})
+    assert sheet.width == MARGIN + 2 * (PANEL + GAP)
+    assert sheet.height < 3 * PANEL / 2

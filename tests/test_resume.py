@@ -182,6 +182,20 @@ def test_resuming_where_it_cannot_be_exact_is_refused_and_names_why(
     assert "--inexact" in message
 
 
+def test_a_fit_goes_on_in_its_number_of_threads_where_the_load_alone_chose_another(
+    tree: Path, interrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, now = RunFolder(interrupted), torch.get_num_threads()
+    run.record_file.write_text(json.dumps(json.loads(run.record_file.read_text()) | {"threads": now + 1}))
+    monkeypatch.setattr("threecad.fitting.gave_way", lambda: True)
+    try:
+        threecad.fit("destseg", tree, interrupted, settings=settings(steps=5), resume=True)
+    finally:
+        torch.set_num_threads(now)
+    record = run.read_record()
+    assert (record.finished, record.threads, record.resumed_inexactly) == (True, now + 1, [])
+
+
 def test_an_inexact_resume_is_possible_where_it_is_asked_for_and_says_so(tree: Path, interrupted: Path) -> None:
     (tree / "plate" / "train" / "good" / "000.png").unlink()
     assert "data_fingerprint was" in refusal(tree, interrupted)

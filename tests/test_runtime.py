@@ -23,9 +23,11 @@ import threecad
 from conftest import need_backends, plate, save
 from threecad import runtime
 from threecad.cli import app
+from threecad.deciding import change_verdict
 from threecad.errors import BundleError, DataError, RunError, SettingsError
 from threecad.prediction import predict_files
 from threecad.runtime.networks import unit_range
+from threecad.runtime.verification import verify
 from threecad.tensors import to_tensor
 
 ROOT = Path(__file__).parents[1]
@@ -170,7 +172,9 @@ def test_a_network_refuses_pixels_of_another_shape_or_type(
 
 
 def test_a_changed_byte_of_any_file_is_found(copied: Path) -> None:
-    for file in sorted(path for path in copied.rglob("*") if path.is_file() and path.name != "bundle.json"):
+    for file in sorted(
+        path for path in copied.rglob("*") if path.is_file() and path.name not in ("bundle.json", "verdict.toml")
+    ):
         before = file.read_bytes()
         changed = bytearray(before)
         changed[len(before) // 2] ^= 1
@@ -199,7 +203,9 @@ def edit(change: Callable[[dict], object]) -> Callable[[Path], object]:
         (lambda bundle: (bundle / "bundle.json").unlink(), "expected a bundle with bundle.json"),
         (lambda bundle: (bundle / "bundle.json").write_text("{"), "bundle.json is not readable"),
         (edit(lambda content: content["map_units"].update(tile=[0.0, 1.0])), "was changed after the export"),
-        (edit(lambda content: content.update(format=99)), "expected bundle format 1, found 99"),
+        (edit(lambda content: content.update(format=99)), "expected bundle format 2, found 99; update this one"),
+        (edit(lambda content: content.update(format=1)), "expected bundle format 2, found 1; export it again"),
+        (edit(lambda content: content.clear()), "expected a bundle of ThreeCAD, found something else"),
         (edit(lambda content: content.update(backend="tensorrt")), "bundle.json is damaged: backend"),
     ],
 )
@@ -229,10 +235,38 @@ def test_openvino_computes_in_float32_whatever_the_processor_prefers(bundles: di
     assert recorded["INFERENCE_PRECISION_HINT"] == "f32"
 
 
-@pytest.mark.parametrize("arguments", [["verdict"], ["calibrate", "parts"]])
-def test_what_works_on_runs_says_so_of_a_bundle(arguments: list[str], bundles: dict[str, Path]) -> None:
+def test_calibrate_works_on_runs_and_says_so_of_a_bundle(bundles: dict[str, Path]) -> None:
     bundle = bundles["onnx"]
-    answer = CliRunner().invoke(app, [arguments[0], str(bundle), *arguments[1:]])
+    answer = CliRunner().invoke(app, ["calibrate", str(bundle), "parts"])
     assert isinstance(answer.exception, RunError)
-    said = f"expected a run, found the bundle {bundle}: only predict and verify take one; "
+    said = f"expected a run, found the bundle {bundle}: only predict, verdict, verify and serve take one; "
     assert str(answer.exception) == said + "change the run and export it again"
+
+
+def test_budgets_of_a_bundle_can_be_changed_and_its_verdicts_follow(copied: Path) -> None:
+    picture, before = plate(3), runtime.load(copied)
+    answer = CliRunner().invoke(app, ["verdict", str(copied), "--reject-at", "0.6", "--review-at", "0.8"])
+    assert answer.exit_code == 0, answer.output
+    after = runtime.load(copied)
+    assert (after.verdicts.settings.reject_at, after.verdicts.settings.review_at) == (0.6, 0.8)
+    assert after.verdicts.limits().reject.threshold < before.verdicts.limits().reject.threshold
+    assert after(picture).score == before(picture).score
+    assert after.verdicts.good == before.verdicts.good
+
+
+def test_verify_says_which_budgets_were_changed_since_the_proof(copied: Path) -> None:
+    unchanged = verify(copied)
+    change_verdict(copied, reject_at=0.6, review_at=0.8, rule="average")
+    changed = verify(copied)
+    assert "changed" not in unchanged.thresholds_from
+    assert "budgets were changed since the proof: review_at was 0.05, is 0.8" in changed.thresholds_from
+    assert changed.thresholds["plate"]["NG"] == runtime.load(copied).verdicts.limits().reject.threshold
+    assert changed.thresholds["plate"]["NG"] < unchanged.thresholds["plate"]["NG"]
+
+
+def test_budgets_of_a_damaged_bundle_are_not_changed(copied: Path) -> None:
+    before = (copied / "verdict.toml").read_text()
+    (copied / "good.json").write_text((copied / "good.json").read_text() + " ")
+    with pytest.raises(BundleError, match=r"good.json is not the file that was exported"):
+        change_verdict(copied, reject_at=0.02)
+    assert (copied / "verdict.toml").read_text() == before

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from threecad.station.drift import ALPHA, Martingale, Watches
+from threecad.station.optics import Optics, optics
 
 
 def stakes(values: np.ndarray, before: np.ndarray, rng: np.random.Generator) -> list[float]:
@@ -57,3 +59,25 @@ def test_a_watch_begins_anew_after_so_many_parts_whether_or_not_the_station_was_
     restarted = Watches(station.line).update("plate")
     assert going_on.count == restarted.count == 2 and going_on.points == restarted.points
     station.close()
+
+
+def test_parts_that_lie_elsewhere_or_are_blurred_or_darker_change_the_number_that_is_watched_for_it() -> None:
+    seen, right, lower = numbers(held(20, 18)), numbers(held(22, 18)), numbers(held(20, 20))
+    assert right.across - seen.across > 1 > 5 * abs(right.down - seen.down)
+    assert lower.down - seen.down > 1 > 5 * abs(lower.across - seen.across)
+    darker = numbers((held(20, 18) * 0.9).astype(np.uint8))
+    assert darker.brightness < 0.91 * seen.brightness and abs(darker.across - seen.across) < 0.5
+    blurred = numbers(ndimage.uniform_filter(held(20, 18), (3, 3, 1)))
+    assert blurred.sharpness < 0.8 * seen.sharpness
+    assert numbers(np.full((48, 64, 3), 90, np.uint8))[2:] == (50.0, 50.0)
+
+
+def held(left: int, top: int) -> np.ndarray:
+    """A bright part, 20 px wide and 12 high, in front of a dark wall with a little noise."""
+    pixels = np.random.default_rng(0).integers(38, 42, (48, 64, 3), np.uint8, endpoint=True)
+    pixels[top : top + 12, left : left + 20] += 120
+    return pixels
+
+
+def numbers(pixels: np.ndarray) -> Optics:
+    return optics(pixels, pixels.mean(axis=2, dtype=np.float32))

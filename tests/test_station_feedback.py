@@ -13,7 +13,7 @@ pytest.importorskip("starlette.testclient", exc_type=ImportError, reason="httpx2
 from stations import Station, picture, recipe
 from threecad.data.readers import read_categories
 from threecad.station.feedback import write_labelled
-from threecad.station.serving import as_left
+from threecad.station.models import as_left
 from threecad.station.store import store_faults
 
 PATH = "/v1/recipes/plate/calibration"

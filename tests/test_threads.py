@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
 import pytest
 
-from threecad.threads import ordered, thread_count
+from threecad import threads
+from threecad.threads import free_processors, gave_way, give_way, ordered, thread_count
 
 
 def test_work_in_threads_comes_back_in_order_and_does_not_run_ahead() -> None:
@@ -35,3 +37,32 @@ def test_threads_are_as_many_as_processors_that_may_be_used_and_at_least_two(mon
     for allowed, expected in ((1, 2), (5, 5)):
         monkeypatch.setattr("os.sched_getaffinity", lambda process, n=allowed: set(range(n)), raising=False)
         assert thread_count() == expected
+
+
+@pytest.mark.parametrize(("busy", "allowed", "free"), [(0.0, 2, 2), (1.0, 2, 1), (3.0, 2, 1), (2.9, 8, 5), (0.2, 4, 4)])
+def test_free_processors_are_those_that_others_leave_and_at_least_one(
+    busy: float, allowed: int, free: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "processors", lambda: allowed)
+    worked = iter([100.0, 100.0 + busy * 0.01])
+    monkeypatch.setattr(threads, "_busy_s", lambda: next(worked))
+    assert free_processors(0.01) == free
+
+
+def test_all_processors_count_as_free_where_the_system_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "processors", lambda: 3)
+    monkeypatch.setattr(threads, "_busy_s", lambda: None)
+    assert free_processors(0.01) == 3
+
+
+def test_a_command_computes_in_free_processors_unless_the_environment_says_how_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threads, "_chosen", None)
+    monkeypatch.setattr(threads, "free_processors", lambda: 5)
+    monkeypatch.setenv(threads.NUMBER, "7")
+    give_way()
+    assert (os.environ[threads.NUMBER], gave_way()) == ("7", False)
+    monkeypatch.delenv(threads.NUMBER)
+    give_way()
+    assert (os.environ[threads.NUMBER], gave_way()) == ("5", True)

@@ -1,4 +1,4 @@
-"""Further good parts for a run, on the machine where they are made, without fitting anew."""
+"""Further good parts for a run, on the machine where they are made, without fitting anew: added, or held against it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,26 @@ from typing import NamedTuple
 
 from threecad.data.hashes import Progress, content_hashes
 from threecad.errors import DataError
-from threecad.groups import groups
+from threecad.groups import groups, path_for_patterns
 from threecad.inference import load
 from threecad.inputs import Input, gather
+from threecad.opening import open_predictor
 from threecad.prediction import look_through
 from threecad.predictor import Predictor
 from threecad.runs import RunFolder
-from threecad.verdicts import GoodLooks, GoodPart, GoodScores, Look, Verdicts, image_name, look, refuse_other_conditions
+from threecad.verdicts import (
+    GoodLooks,
+    GoodPart,
+    GoodScores,
+    Look,
+    Verdicts,
+    image_name,
+    joined_parts,
+    look,
+    per_cent,
+    read_verdicts,
+    refuse_other_conditions,
+)
 
 
 class Calibrated(NamedTuple):
@@ -27,6 +40,58 @@ class Calibrated(NamedTuple):
     category: str
     images: int  # that are new, and were looked at
     learnt: int  # that the model has learnt from, and that therefore say nothing
+
+    def told(self) -> Iterator[str]:
+        """In words: what was promised before, what is now, and why that can be more."""
+        for when, verdicts in (("before", self.before), ("now", self.after)):
+            parts = len(verdicts.good.of(self.category))
+            known = verdicts.can_judge(self.category)
+            said = verdicts.sentences(self.category)[0] if known else "Every part is REVIEW."
+            yield f"{when}: {parts} good parts. {said}"
+        if not (self.before.can_judge(self.category) and self.after.can_judge(self.category)):
+            return
+        was, now = (verdicts.limits(self.category).reject for verdicts in (self.before, self.after))
+        if now.promised > was.promised:
+            yield (
+                f"The budget of {per_cent(now.budget.share)} is used up: with {now.n} parts the threshold may leave "
+                f"{now.above} of them above, with {was.n} it left {was.above}. It is {now.threshold:.4g} now, was "
+                f"{was.threshold:.4g}; a smaller budget (threecad verdict RUN --reject-at) puts it up."
+            )
+
+
+def good_scores(
+    folder: Path,
+    inputs: Sequence[Path],
+    *,
+    category: str | None = None,
+    progress: Progress | None = None,
+    notify: Callable[[str], None] = lambda line: None,
+) -> list[float]:
+    """The score that a run or a bundle gives each further good part, to be held against those that count already.
+
+    Arguments are as of `calibrate`.
+
+    Raises:
+        DataError: an image that cannot be read, or no part that is new.
+        RunError, BundleError: what cannot be loaded, or whose good parts were scored under other conditions.
+        SettingsError: a category that was not learnt, or several and none is named.
+    """
+    predictor = open_predictor(folder, notify=notify)
+    good = read_verdicts(folder).good
+    name = good.category(category)
+    refuse_other_conditions(good.conditions, predictor.conditions, "the good parts' scores")
+    images, _ = _not_learnt([image for given in inputs for image in gather([given], folder)], good)
+    patterns = {"part": good.part} if good.part else {}
+    parts: list[GoodPart] = []
+    for done, (part, _) in enumerate(_good_parts(predictor, images, name, patterns, lambda line: None), start=1):
+        parts.append(part)
+        if progress:
+            progress(done, len(images))
+    counted = {part.part for part in good.of(name)}
+    scores = [part.score for part in joined_parts(parts) if part.part not in counted]
+    if not scores:
+        raise DataError(f"all of these {len(parts)} images are counted already; expected pictures of other good parts")
+    return scores
 
 
 def calibrate(
@@ -110,7 +175,7 @@ def _good_parts(
     notify: Callable[[str], None],
 ) -> Iterator[tuple[GoodPart, Look]]:
     """Each image as a good part, with its look; unusual looks are told."""
-    paths = [f"{image.path.parent.name}/{image.path.name}" for image in images.values()]
+    paths = [path_for_patterns(image.path) for image in images.values()]
     parts = groups(paths, patterns["part"], "part") if patterns.get("part") else list(images)
     lots = groups(paths, patterns["lot"], "lot") if patterns.get("lot") else [None] * len(paths)
     seen = look_through(predictor, list(images.values()), category, keep_whole=True)

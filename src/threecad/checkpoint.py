@@ -15,7 +15,8 @@ from threecad.detector import Detector
 from threecad.errors import FileError, RunError, SettingsError, WeightsError
 from threecad.files import file_sha256, link_or_copy, read_tensors, sweep, write_tensors
 from threecad.methods import METHODS
-from threecad.nets.pyramid import Pyramid
+from threecad.nets.pyramid import pretrained_pyramids
+from threecad.presets import detector_of
 from threecad.runs import RunFolder, RunRecord
 from threecad.settings_layers import validate
 from threecad.verdicts import GoodScores, Verdicts
@@ -58,14 +59,13 @@ def load_detector(run: RunFolder) -> tuple[Detector, RunRecord]:
     if record.method not in METHODS:
         raise RunError(f"{run.path} is a run of the method '{record.method}', which this version does not have")
     _refuse_unless_hash(run.detector_file, record.detector_sha256)
-    method = METHODS[record.method]
     tables = {name: dict(values) for name, values in record.settings.items()}
     tables["method"]["weights"] = "random"  # a setting of somebody else's run chooses no file on this machine
     if record.weights_sha256 is not None:
         _refuse_unless_hash(run.backbone_file, record.weights_sha256)
         tables["method"]["weights"] = str(run.backbone_file.resolve())
     try:
-        detector = method(validate(tables, method.Config).method)
+        detector = detector_of(record.method, validate(tables, METHODS[record.method].Config))
         load_own(detector, read_tensors(run.detector_file)[0], run.detector_file)
     except SettingsError as error:
         raise RunError(f"{run.record_file} does not fit this version: {error}") from None
@@ -76,13 +76,13 @@ def load_detector(run: RunFolder) -> tuple[Detector, RunRecord]:
 
 def backbone_file(detector: Detector) -> Path | None:
     """The file behind the detector's frozen backbone; None without one, or with random weights."""
-    files = [part.file.path for part in _frozen_pyramids(detector).values() if part.file is not None]
+    files = [part.file.path for part in pretrained_pyramids(detector).values() if part.file]
     return files[0] if files else None
 
 
 def own_tensors(detector: Detector) -> dict[str, Tensor]:
     """The tensors of the detector's state dict that are not in its backbone's file, contiguous on the CPU."""
-    frozen = tuple(f"{name}.network." for name, part in _frozen_pyramids(detector).items() if part.file is not None)
+    frozen = tuple(f"{name}.network." for name in pretrained_pyramids(detector))
     state = detector.state_dict()
     return {
         name: tensor.detach().cpu().contiguous()
@@ -129,8 +129,3 @@ def _refuse_unless_hash(file: Path, sha256: str | None) -> None:
     except OSError:
         pass  # it is not there
     raise RunError(f"{file} is missing or damaged: it is not the file that run.json names")
-
-
-def _frozen_pyramids(detector: Detector) -> dict[str, Pyramid]:
-    named = {name: part for name, part in detector.named_modules() if isinstance(part, Pyramid)}
-    return {name: part for name, part in named.items() if not part.trainable}

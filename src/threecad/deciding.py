@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from threecad.data.hashes import Progress
 from threecad.errors import DataError
-from threecad.files import write_text
-from threecad.inference import load
 from threecad.inputs import gather
+from threecad.opening import open_predictor, refuse_unless_run
 from threecad.prediction import look_through
 from threecad.runs import RunFolder
-from threecad.verdicts import Budget, Escapes, Interval, Verdicts, compare_lots, limit, parts_needed, per_cent
+from threecad.runtime.bundle import Bundle, is_bundle
+from threecad.verdicts import (
+    UNLIKE,
+    Budget,
+    Escapes,
+    Kept,
+    Limit,
+    Verdicts,
+    compare_lots,
+    confidence_words,
+    limit,
+    parts_needed,
+    per_cent,
+    read_verdicts,
+    with_interval,
+    write_budgets,
+)
 
 SHARES = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1)
 """Budgets of good parts that are compared."""
@@ -21,19 +35,23 @@ SHARES = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1)
 HEADER = ("of good parts, at most", "is kept by", "threshold", "which promises", "parts missing")
 
 
-def change_verdict(run: Path, **values: float | None) -> Verdicts:
-    """The run's verdicts, with other budgets where some are given: `verdict.toml` is then written anew.
+def change_verdict(folder: Path, **budgets: float | None) -> Verdicts:
+    """The verdicts of a run or a bundle, with other budgets where some are given: `verdict.toml` is then written anew.
 
     Raises:
         SettingsError: a budget that does not fit, or budgets crossed; nothing is written.
-        RunError: there is no finished run, or the file is another run's.
+        RunError, BundleError: there is no such run or bundle, it is damaged, or the file is another run's.
     """
-    folder = RunFolder(run)
-    folder.read_record()
-    before = folder.read_verdicts()
-    after = replace(before, settings=before.settings.changed(**values))
+    if is_bundle(folder):
+        bundle = Bundle(folder)
+        bundle.refuse_unless_whole(bundle.read_record())
+    else:
+        refuse_unless_run(folder)
+        RunFolder(folder).read_record()
+    before = read_verdicts(folder)
+    after = before.with_budgets(**budgets)
     if after.settings != before.settings:
-        write_text(folder.verdict_file, after.as_toml())
+        write_budgets(folder, after)
     return after
 
 
@@ -67,7 +85,7 @@ def told(verdicts: Verdicts, category: str | None = None) -> Iterator[str]:
     lots = compare_lots(verdicts.good.of(category))
     if lots is None:
         return
-    alike = "" if lots.p_value >= 0.01 else ": they are hardly alike, and the next lot may differ as well"
+    alike = "" if lots.p_value >= UNLIKE else ": they are hardly alike, and the next lot may differ as well"
     yield f"{len(lots.rows)} lots; such differences between lots come by chance with p = {lots.p_value:.2g}{alike}"
     for lot in lots.rows:
         yield (
@@ -82,21 +100,32 @@ def escapes_told(escapes: Escapes, confidence: float) -> Iterator[str]:
         yield f"Of {escapes.n} defective samples {with_interval(share)} {what}, with {100 * confidence:g} % confidence."
 
 
-def with_interval(share: Interval) -> str:
-    """`5 % (0.61 % to 17 %)`."""
-    return f"{per_cent(share.value)} ({per_cent(share.low)} to {per_cent(share.high, up=True)})"
+def kept_told(kept: Kept, limit: Limit) -> Iterator[str]:
+    """What further good parts say of the promise, in words: how many are rejected, and whether they are like those."""
+    yield (
+        f"Of these {kept.n} good parts {with_interval(kept.rejected)} are rejected, with "
+        f"{confidence_words(limit.budget)}; promised were at most {per_cent(limit.promised, up=True)}."
+    )
+    chance = f"such a difference between good parts of one kind comes by chance with p = {kept.p_value:.2g}"
+    if kept.rejected.low > limit.promised or kept.p_value < UNLIKE:
+        yield (
+            f"They do not score like the {limit.n} that the thresholds come from ({chance}): the promise does not hold "
+            "for them. Find what has changed, or calibrate with parts like these."
+        )
+    else:
+        yield f"They score like the {limit.n} that the thresholds come from ({chance})."
 
 
 def scores_of(
-    run: Path, inputs: Sequence[Path], category: str | None = None, progress: Progress | None = None
+    folder: Path, inputs: Sequence[Path], category: str | None = None, progress: Progress | None = None
 ) -> list[float]:
-    """The score of each image.
+    """The score that a run or a bundle gives each image.
 
     Raises:
         DataError: an image that cannot be read.
     """
-    predictor, scores = load(run), []
-    images = [image for given in inputs for image in gather([given], run)]
+    predictor, scores = open_predictor(folder), []
+    images = [image for given in inputs for image in gather([given], folder)]
     for done, (image, found) in enumerate(look_through(predictor, images, category), start=1):
         if found is None:
             raise DataError(image.error)

@@ -64,6 +64,7 @@ class StatisticsPhase:
     conclude: Callable[[Mapping[str, Tensor]], None]
     synthesizer: Synthesizer | None = None
     duration: Epochs | Steps = Epochs(1)
+    place: int | None = None  # the frame of each part that it looks at; None: at all of them
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class GradientPhase:
     accumulate: int = 1
     clip_norm: float | None = None
     synthesizer: Synthesizer | None = None
+    place: int | None = None  # as of `StatisticsPhase`
 
 
 Phase = StatisticsPhase | GradientPhase
@@ -155,6 +157,11 @@ class Detector(nn.Module, ABC):
     def choices(self) -> list[str]:
         """What the fit has chosen by the set's own parts, and on what evidence: lines for the run's record."""
         return []
+
+    @property
+    def places(self) -> int:
+        """How many frames of a part have a network of their own; they then come in together."""
+        return 1
 
     @property
     def least_batch(self) -> int:

@@ -16,14 +16,17 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from threecad.errors import FileError
+from threecad.errors import FileError, ThreeCADError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
     from torch import Tensor
 
 _PREFIX = ".threecad-"
+
+Record = TypeVar("Record", bound="BaseModel")
 
 
 @contextmanager
@@ -138,6 +141,48 @@ def read_json(path: Path) -> Any:
         raise FileError(f"{path} is not readable JSON: {error}") from None
 
 
+def read_record(
+    path: Path, kind: type[Record], *, what: str, version: int, error: type[ThreeCADError], otherwise: str
+) -> Record:
+    """The record that a JSON file with a number `format` holds.
+
+    Args:
+        what: of whose record it is: "run".
+        version: the only format that is read.
+        otherwise: what to do with a file of an older one: "fit it again".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ThreeCADError: as `error`, which names the file: not readable, not ours, of another version, or damaged.
+    """
+    from pydantic import ValidationError
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as fault:
+        raise error(f"{path} is not readable: {fault}") from None
+    found = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(found, int):
+        raise error(f"{path}: expected a {what} of ThreeCAD, found something else")
+    if found != version:
+        remedy = "update this one" if found > version else otherwise
+        by = f" by ThreeCAD {content['version']}" if "version" in content else ""
+        raise error(f"{path} was written{by}: expected {what} format {version}, found {found}; {remedy}")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as fault:
+        raise error(f"{path} is damaged: {first_fault(fault)}") from None
+
+
+def first_fault(error: ValidationError) -> str:
+    """Where the first fault of a record is, and what: `images.0.score: Field required`."""
+    first = error.errors()[0]
+    where = ".".join(str(key) for key in first["loc"])
+    return f"{where or 'the file'}: {first['msg']}"
+
+
 def file_sha256(path: Path) -> str:
     """Hash of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
@@ -160,9 +205,9 @@ def is_leftover(entry: Path) -> bool:
     return entry.name.startswith(_PREFIX) and entry.is_dir()
 
 
-def sweep(folder: Path, older_than_s: float = 0.0) -> None:
-    """Remove what killed processes left half-written in a folder."""
-    for leftover in folder.glob(f"{_PREFIX}*"):
+def sweep(folder: Path, older_than_s: float = 0.0, *, at_any_depth: bool = False) -> None:
+    """Remove what killed processes left half-written in a folder, and in those below it if asked for."""
+    for leftover in (folder.rglob if at_any_depth else folder.glob)(f"{_PREFIX}*"):
         try:
             if is_leftover(leftover) and time.time() - leftover.stat().st_mtime >= older_than_s:
                 shutil.rmtree(leftover, ignore_errors=True)

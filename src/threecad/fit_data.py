@@ -81,7 +81,7 @@ class FitData:
         wanted = np.array([index for index, one in enumerate(everything) if one.image in chosen], dtype=np.int64)
         count = pack.shape[1]
         rows = (wanted[:, None] * count + np.arange(count)).ravel()
-        return Rows(pack.reshape(-1, *pack.shape[2:]), rows, framing.inside(self.sizes[0]))
+        return Rows(pack.reshape(-1, *pack.shape[2:]), rows, framing.inside(self.sizes[0]), count)
 
     def without_fold(self, fold: int) -> tuple[list[Sample], list[Sample]]:
         """The good images of all folds but one, and those of that one."""

@@ -25,17 +25,18 @@ def plan_fit(detector: Detector, textures: TextureSource, settings: TrainingSett
     """The plan: steps are the method's own, or its gradient phases' rescaled to share `settings.steps`.
 
     Args:
-        images: how many good images there are.
+        images: how many frames of good images there are.
 
     Raises:
         SettingsError: the devices cannot share a batch evenly, or it is too small to learn from.
         DataError: there are fewer images than the method can learn from.
     """
+    images //= detector.places  # that each phase looks at
     batch = _batch_size(detector, settings, images)
     phases = list(detector.phases(textures))
     gradient = [isinstance(phase, GradientPhase) for phase in phases]
     steps = [_own_steps(phase, batch, images) for phase in phases]
-    own = sum(count for count, learns in zip(steps, gradient, strict=True) if learns)
+    own = sum(count for count, learns in zip(steps, gradient, strict=True) if learns) / detector.places
     if settings.steps is not None:
         steps = [
             max(1, round(count * settings.steps / own)) if learns else count

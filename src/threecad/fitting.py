@@ -24,7 +24,7 @@ from threecad.framing import Framing
 from threecad.images import write_png
 from threecad.inference import predictor_of
 from threecad.methods import METHODS
-from threecad.presets import departures, resolve_settings, settle_sizes, size_on_grid
+from threecad.presets import departures, detector_of, resolve_settings, settle_sizes, size_on_grid
 from threecad.resuming import compare_conditions, refuse_other_settings
 from threecad.runs import RunFolder, RunRecord
 from threecad.scoring import FoldsFolder, Parts, look_at, map_units, score_parts, together
@@ -32,6 +32,7 @@ from threecad.settings import AUTO, Settings
 from threecad.synthesis import TextureSource
 from threecad.synthesis.textures import texture_source
 from threecad.tensors import own_randomness, seed_everything
+from threecad.threads import gave_way
 from threecad.training import Callback, StepReport, train
 from threecad.verdicts import GoodScores
 
@@ -71,22 +72,25 @@ def fit(
         Interrupted: Ctrl-C; `resume` goes on.
     """
     run, requested = RunFolder(Path(out)), resolve_settings(method, settings or {})
-    fabric = _fabric(requested)
+    fabric = _fabric(method, requested)
     before = run.read_record() if resume and run.is_started else None
+    if before and gave_way():
+        torch.set_num_threads(before.threads)  # with which it goes on exactly, however busy the machine is now
     if not before and fabric.global_rank == 0:
         run.refuse_unless_free()  # with `resume`, too: a folder without a record is nothing to go on with
     found = read_fit_data(method, Path(data), categories, requested, progress)
     shape = found.shape(notify) if requested.method.image_size == AUTO else (1.0, 1.0)
     size = size_on_grid(shape, requested.method.pixels, requested.method.grid)
     resolved = settle_sizes(requested, size)
+    framing = framing_of(resolved, found)
+    frames = len(found.learnt) * len(framing.boxes(found.sizes[0]))
+    resolved = resolved.model_copy(update={"method": resolved.method.for_images(frames)})
     if before:
         refuse_other_settings(before, method, resolved)
-    framing = framing_of(resolved, found)
     textures = texture_source(resolved.data.textures)
-    fabric.launch()
     job = _Job(method, resolved, textures, fabric, callback)
     with own_randomness():
-        detector, plan = job.build(len(found.learnt) * len(framing.boxes(found.sizes[0])))
+        detector, plan = job.build(frames)
         record = _describe(method, resolved, found, plan, detector, fabric)
         record.departures = departures(method, requested)
         if framing.region is not None:
@@ -98,6 +102,7 @@ def fit(
                 return load_detector(run)[0]
         notify(_what_comes(method, resolved, found, plan, record))
         images = found.pixels(found.learnt, framing, progress)  # first: a broken image leaves no folder behind
+        fabric.launch()  # only now: further processes find all images decoded
         if fabric.is_global_zero:
             run.create(record, resolved)
             if framing.region is not None:
@@ -134,7 +139,7 @@ class _Job:
         """An untrained detector, and what its fit on so many images is going to do."""
         device = best_device() if self.fabric.world_size == 1 else self.fabric.device
         seed_everything((self.settings.training.seed, _BUILD), device)
-        detector = METHODS[self.method](self.settings.method)
+        detector = detector_of(self.method, self.settings)
         return detector, plan_fit(detector, self.textures, self.settings.training, images)
 
     def learn(self, detector: Detector, plan: FitPlan, images: Rows, run: RunFolder, name: str = "") -> float:
@@ -205,7 +210,8 @@ def _good_scores(
     else:
         parts = folds or score_parts(predictor, data, data.held_out, framing, progress)
     learnt = dict.fromkeys(data.known[sample.image].name for sample in data.learnt)
-    return GoodScores(parts=parts, looks=look_at(data.every, data.decoding, progress), learnt=tuple(learnt))
+    looks = look_at(data.every, data.decoding, progress)
+    return GoodScores(parts=parts, looks=looks, learnt=tuple(learnt), part=job.settings.data.part)
 
 
 def _what_comes(method: str, settings: Settings, data: FitData, plan: FitPlan, record: RunRecord) -> str:
@@ -219,19 +225,31 @@ def _what_comes(method: str, settings: Settings, data: FitData, plan: FitPlan, r
         said += ", each of which is scored as if it had been left out"
     else:
         said += f", {len(data.held_out)} are kept aside"
+    if settings.data.each:
+        said += ", and each place has a detector of its own"
     return f"{said}; {plan.optimizer_steps} steps of {plan.batch} in {record.precision}"
 
 
-def _fabric(settings: Settings) -> Fabric:
+def _fabric(method: str, settings: Settings) -> Fabric:
     """Fabric for the number of devices; its launcher runs the same command again for each further one."""
     device, devices = best_device(), settings.training.devices
-    precision = resolve_precision(settings.training.precision, device)
+    precision = _precision(method, settings, device)
     return Fabric(
         accelerator=device.type,
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
         precision="bf16-mixed" if precision == "bf16" else "32-true",
     )
+
+
+def _precision(method: str, settings: Settings, device: torch.device) -> str:
+    """Of the fit, and with it of its good parts' scores and of predictions.
+
+    Unless told otherwise, a method that scores each part as if it had left it out takes float32: such a score needs
+    what the fit saw to the last bit, and cannot be had again in the float32 of a bundle or of another machine.
+    """
+    asked = settings.training.precision
+    return resolve_precision("float32" if asked == "auto" and METHODS[method].leaves_out else asked, device)
 
 
 def _describe(
@@ -246,7 +264,7 @@ def _describe(
         settings=settings.as_tables(),
         seed=settings.training.seed,
         preset=settings.training.preset,
-        precision=resolve_precision(settings.training.precision, fabric.device),
+        precision=_precision(method, settings, fabric.device),
         scoring=data.scoring,
         threads=torch.get_num_threads(),
         devices=fabric.world_size,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,9 @@ from threecad.images import Decoding, limit_of, read_mask, resize_image, resize_
 
 LEAST_WEIGHT = 1e-3
 """Weight of a tile's outermost pixel, where the Hann window itself is 0 and may be the only one."""
+
+LEAST_TILE_PX = 16
+"""Of a smaller tile a network of the usual strides sees one feature."""
 
 
 class Box(NamedTuple):
@@ -52,6 +55,7 @@ class Tiles:
     side_px: int | None = None
     overlap: float = 0.25  # of neighbours, as a share of a tile
     whole: bool = True  # the whole picture goes through as well, so that large defects are seen
+    each: bool = field(default=False, repr=False)  # a detector for each of a grid's frames, which are the same then
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Tiles | None:
@@ -59,13 +63,19 @@ class Tiles:
         grid, side_px = data.get("tiles"), data.get("tile_px")
         if grid is None and side_px is None:
             return None
-        return cls(grid and (grid[0], grid[1]), side_px, data["tile_overlap"], data["whole"])
+        return cls(grid and (grid[0], grid[1]), side_px, data["tile_overlap"], data["whole"], data.get("each", False))
+
+    @property
+    def frames(self) -> int:
+        """How many frames every picture has that is cut into a grid."""
+        rows, columns = self.grid or (1, 1)
+        return rows * columns + self.whole
 
     def boxes(self, size: tuple[int, int]) -> list[Box]:
         """The tiles of a picture of `size` (height, width), row by row; together they cover it.
 
         Raises:
-            DataError: a tile would be larger than the picture.
+            DataError: a tile would be larger than the picture, or tiny.
         """
         (top, height), (left, width) = (self._along(axis, length) for axis, length in enumerate(size))
         return [Box(row, column, height, width) for row in top for column in left]
@@ -75,10 +85,18 @@ class Tiles:
         if self.grid is not None:
             count = self.grid[axis]
             side = math.ceil(length / (count - (count - 1) * self.overlap))
+            if side < LEAST_TILE_PX:
+                raise DataError(
+                    f"expected tiles of at least {LEAST_TILE_PX} px, found {side} px: {count} in {length} px; "
+                    "choose fewer data.tiles"
+                )
         else:
             side = self.side_px or length
             if side > length:
-                raise DataError(f"expected tiles no larger than the picture, found {side} px in {length} px")
+                raise DataError(
+                    f"expected tiles no larger than the picture, found {side} px in {length} px; "
+                    "choose another data.tile_px, or a grid with data.tiles"
+                )
             count = 1 + math.ceil((length - side) / max(side * (1 - self.overlap), 1))
         return [round(start) for start in np.linspace(0, length - side, count)], side
 
@@ -137,6 +155,11 @@ class Framing:
         """Whether a picture is one frame and its score the network's own."""
         return self.region is None and self.tiles is None
 
+    @property
+    def places(self) -> int:
+        """How many frames of a picture have a network of their own, and go through together; 1 where all share one."""
+        return self.tiles.frames if self.tiles is not None and self.tiles.each else 1
+
     @cached_property
     def key(self) -> str:
         """Another text for every framing that gives other frames of a picture."""
@@ -151,8 +174,10 @@ class Framing:
         return self.tiles.boxes(size) + ([whole] if self.tiles.whole else [])
 
     def kinds(self, size: tuple[int, int]) -> list[str]:
-        """`tile` or `whole`, for each frame of a picture of `size`."""
+        """What shares units, for each frame of a picture of `size`: `tile` or `whole`, or one of the places."""
         boxes = self.boxes(size)
+        if self.places > 1:
+            return [f"place {place}" for place in range(1, len(boxes) + 1)]
         return ["whole" if box[2:] == tuple(size) else "tile" for box in boxes]
 
     def frames(self, pixels: np.ndarray) -> np.ndarray:

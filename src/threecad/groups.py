@@ -7,7 +7,8 @@ aside, the scores of the latter would say nothing about parts that were never se
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -28,6 +29,11 @@ def group_of(path: str, pattern: re.Pattern[str], name: str) -> str | None:
     if name in pattern.groupindex:
         return found[name]
     return found[1 if pattern.groups else 0]
+
+
+def path_for_patterns(path: Path) -> str:
+    """Folder and name of an image that lies in no data root, as patterns see it."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def compile_pattern(text: str, name: str) -> re.Pattern[str]:
@@ -92,14 +98,6 @@ def folds(parts: Sequence[str], count: int, seed: int) -> np.ndarray:
         raise DataError(f"{count} folds need at least {count} good parts, found {len(names)}")
     fold = {name: index % count for index, name in enumerate(_shuffled(names, seed))}
     return np.array([fold[part] for part in parts])
-
-
-def by_part(parts: Sequence[str], scores: Sequence[float]) -> Mapping[str, float]:
-    """The score of each part: the highest of its images'; one that is not a number makes the part's none."""
-    highest: dict[str, float] = {}
-    for part, score in zip(parts, scores, strict=True):
-        highest[part] = float(np.maximum(highest.get(part, -np.inf), score))  # NaN wins
-    return highest
 
 
 def _shuffled(names: Sequence[str], seed: int) -> list[str]:

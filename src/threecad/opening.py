@@ -26,14 +26,23 @@ def open_predictor(
         from threecad import runtime
 
         return runtime.load(path, device=device, precision=precision)
-    if not (Path(path) / "run.json").exists():  # said without torch, too
+    refuse_unless_run(path)  # said without torch, too
+    from threecad.inference import load
+
+    return load(path, device=device, precision=precision, notify=notify)
+
+
+def refuse_unless_run(path: Path | str) -> None:
+    """Nothing, where a folder that is no bundle is a run.
+
+    Raises:
+        RunError: it is neither.
+    """
+    if not (Path(path) / "run.json").exists():
         raise RunError(
             f"expected a run folder with run.json, or a bundle with bundle.json, at {path}, found neither; "
             "`threecad fit` makes a run, `threecad export` a bundle"
         )
-    from threecad.inference import load
-
-    return load(path, device=device, precision=precision, notify=notify)
 
 
 def predict_pictures(path: Path | str, inputs: Picture | Sequence[Picture]) -> Result | list[Result]:

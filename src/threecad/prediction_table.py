@@ -6,10 +6,10 @@ import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from threecad.errors import FileError, RunError
 from threecad.files import read_json, replacing, sweep, write_json, writing
@@ -17,6 +17,9 @@ from threecad.verdicts import Region
 
 ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 """File names need not be UTF-8: their bytes go into the table as they are."""
+
+About = dict[str, Any]
+"""What rows depend on, by name: detector, precision, good parts, budgets."""
 
 COLUMNS = ("image", "score", "good_share", "verdict", "reason", "map", "overlay", "error")
 
@@ -49,8 +52,10 @@ class PredictionTable:
         verdicts: how many images got which verdict.
     """
 
-    def __init__(self, folder: Path, about: dict[str, Any], resume: bool) -> None:
-        self.folder, self.file, self.about_file = folder, folder / "predictions.csv", folder / "predictions.json"
+    ABOUT: ClassVar[str] = "predictions.json"
+
+    def __init__(self, folder: Path, about: About, resume: bool) -> None:
+        self.folder, self.file, self.about_file = folder, folder / "predictions.csv", folder / self.ABOUT
         self.regions_file = folder / "regions.jsonl"
         self.about, self.resume = about, resume
         self.done: set[str] = set()
@@ -60,20 +65,16 @@ class PredictionTable:
     def __enter__(self) -> PredictionTable:
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        sweep(self.folder)
+        self._sweep()
         kept = self._finished() if self.resume else []
         if not self.resume:
             self._remove_earlier()
         write_json(self.about_file, self.about)
-        with replacing(self.file) as temporary, temporary.open("w", **ENCODING) as stream:
-            rows = csv.writer(stream, lineterminator="\n")
-            rows.writerow(COLUMNS)
-            rows.writerows([row[name] for name in COLUMNS] for row in kept)
-        self.done = {row["image"] for row in kept}
+        self.images = [row["image"] for row in kept]
+        self.done = set(self.images)
         self.verdicts.update(row["verdict"] for row in kept)
         lines = [line for line in _lines(self.regions_file) if json.loads(line)["image"] in self.done]
-        with replacing(self.regions_file) as temporary:
-            temporary.write_text("".join(lines), encoding="utf-8", newline="\n")
+        self._write(kept, lines)
         with writing(self.file):
             self.stream = self.file.open("a", **ENCODING)
             self.region_lines = self.regions_file.open("a", encoding="utf-8", newline="")
@@ -89,17 +90,51 @@ class PredictionTable:
                 self.region_lines.flush()
             self.rows.writerow(row.cells())
             self.stream.flush()
+        self.images.append(row.image)
         if row.error:
             self.errors.append(row.error)
         else:
             self.verdicts[row.verdict] += 1
 
+    def arrange(self, images: Sequence[str]) -> None:
+        """Close the table in the order of `images`; rows of other images, of an earlier attempt, come first.
+
+        What processes that died have left half-written is removed.
+        """
+        self._close()
+        self._sweep()
+        if self.images == list(images):
+            return
+        place = {image: number for number, image in enumerate(images)}
+        rows = sorted(read_rows(self.file), key=lambda row: place.get(row["image"], -1))
+        lines = sorted(_lines(self.regions_file), key=lambda line: place.get(json.loads(line)["image"], -1))
+        self._write(rows, lines)
+
     def __exit__(self, *exception: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
         with writing(self.file):
             for stream in (self.region_lines, self.stream):
-                stream.flush()
-                os.fsync(stream.fileno())
-                stream.close()
+                if not stream.closed:
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                    stream.close()
+
+    def _write(self, rows: Iterable[Mapping[str, str]], lines: Iterable[str]) -> None:
+        """Both files anew."""
+        with replacing(self.file) as temporary, temporary.open("w", **ENCODING) as stream:
+            table = csv.writer(stream, lineterminator="\n")
+            table.writerow(COLUMNS)
+            table.writerows([row[name] for name in COLUMNS] for row in rows)
+        with replacing(self.regions_file) as temporary:
+            temporary.write_text("".join(lines), encoding="utf-8", newline="\n")
+
+    def _sweep(self) -> None:
+        """Remove what killed processes have left half-written, beside the table and among maps and overlays."""
+        sweep(self.folder)
+        for kind in ("maps", "overlays"):
+            sweep(self.folder / kind, at_any_depth=True)
 
     def _finished(self) -> list[dict[str, str]]:
         """Rows of an earlier attempt by the same detector, whose files are there.
@@ -118,14 +153,14 @@ class PredictionTable:
                 f"{self.folder} holds predictions of {before}, this run is {self.about};\n"
                 "choose another --out, or leave out --resume to replace them"
             )
-        return [row for row in _rows(self.file) if not row["error"] and self._has_files(row)]
+        return [row for row in read_rows(self.file) if not row["error"] and self._has_files(row)]
 
     def _has_files(self, row: dict[str, str]) -> bool:
         return all((self.folder / row[name]).is_file() for name in ("map", "overlay") if row[name])
 
     def _remove_earlier(self) -> None:
         """Remove the maps and overlays that an earlier table names: beside a new one they would be another run's."""
-        for row in _rows(self.file):
+        for row in read_rows(self.file):
             for name in ("map", "overlay"):
                 file = self.folder / row[name]
                 if row[name].startswith((f"{name}s/",)) and self.folder.resolve() in file.resolve().parents:
@@ -138,8 +173,8 @@ def _lines(file: Path) -> list[str]:
     return text[: text.rfind("\n") + 1].splitlines(keepends=True)
 
 
-def _rows(file: Path) -> Iterable[dict[str, str]]:
-    """Whole rows of a table of ours; none where there is no such file. A line cut by a kill is left out."""
+def read_rows(file: Path) -> Iterable[dict[str, str]]:
+    """Whole rows of a `predictions.csv`; none where there is no such file. A line cut by a kill is left out."""
     if not file.is_file():
         return []
     text = file.read_text(encoding="utf-8", errors="surrogateescape")

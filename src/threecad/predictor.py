@@ -147,8 +147,11 @@ class Predictor:
 
         Args:
             pictures: frames (F, h, w, 3) uint8 of each, as `view.frames` gives them, and the picture's own size.
-            batch: frames that go through the network together.
+            batch: frames that go through the network together; those of as many whole pictures, where each place has
+                a network of its own.
         """
+        places = self.view.places
+        batch = places * max(batch // places, 1)
         waiting: deque[tuple[int, tuple[int, int]]] = deque()
 
         def frames() -> Iterator[np.ndarray]:

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from threecad.detector import Detector
+from threecad.framing import Tiles
 from threecad.methods import METHODS
+from threecad.places import Places
 from threecad.settings import AUTO, Settings
 from threecad.settings_layers import merge, validate
 from threecad.synthesis.textures import PROCEDURAL
@@ -84,6 +86,18 @@ def size_on_grid(shape: tuple[float, float], pixels: int, grid: int) -> tuple[in
     height = math.sqrt(pixels * shape[0] / shape[1])
     least = -(-32 // grid)
     return tuple(grid * max(round(side / grid), least) for side in (height, pixels / height))  # type: ignore[return-value]
+
+
+def detector_of(method: str, settings: Settings) -> Detector:
+    """An untrained detector; several as one, where each place of a part is to have its own.
+
+    Raises:
+        WeightsError: pretrained weights that are not on this machine.
+    """
+    tiles = Tiles.of(settings.data.model_dump())
+    if tiles is None or not tiles.each:
+        return METHODS[method](settings.method)
+    return Places([METHODS[method](settings.method) for _ in range(tiles.frames)])
 
 
 def build(method: str, **settings: Any) -> Detector:

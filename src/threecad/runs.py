@@ -17,16 +17,15 @@ Nothing here needs torch: a run can be shown without loading it.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from threecad.errors import RunError
-from threecad.files import is_leftover, write_text
+from threecad.files import is_leftover, read_record, write_text
 from threecad.settings import Settings
 from threecad.verdicts import Conditions, Verdicts, read_verdicts, write_verdicts
 
@@ -141,33 +140,18 @@ class RunFolder:
             RunError: it is missing, not ours, or of another version.
         """
         try:
-            content = json.loads(self.record_file.read_text(encoding="utf-8"))
+            return read_record(
+                self.record_file, RunRecord, what="run", version=FORMAT, error=RunError, otherwise="fit it again"
+            )
         except FileNotFoundError:
             if (self.path / "bundle.json").is_file():
                 raise RunError(
-                    f"expected a run, found the bundle {self.path}: only predict and verify take one; "
+                    f"expected a run, found the bundle {self.path}: only predict, verdict, verify and serve take one; "
                     "change the run and export it again"
                 ) from None
             raise RunError(
                 f"expected a run folder with run.json at {self.path}, found none; `threecad fit` makes one"
             ) from None
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.record_file} is not readable: {error}") from None
-        version = content.get("format") if isinstance(content, dict) else None
-        if not isinstance(version, int):
-            raise RunError(f"{self.record_file}: expected a run of ThreeCAD, found something else")
-        if version != FORMAT:
-            what = "update this one" if version > FORMAT else "fit it again"
-            raise RunError(
-                f"{self.path} was written by ThreeCAD {content.get('version')}: expected run format {FORMAT}, "
-                f"found {version}; {what}"
-            )
-        try:
-            return RunRecord.model_validate(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise RunError(f"{self.record_file} is damaged: {where}: {first['msg']}") from None
 
     def write_verdicts(self, verdicts: Verdicts) -> None:
         """Replace `good.json`, then `verdict.toml`."""

@@ -103,6 +103,10 @@ class MethodConfig(Table):
             raise ValueError(f"expected multiples of {cls.grid} px; the next size is {height}×{width}")
         return value
 
+    def for_images(self, images: int) -> Self:
+        """These settings as a fit on so many images takes them: what is bounded by a setting may be less by need."""
+        return self
+
     @classmethod
     def tiny(cls) -> Self:
         """A configuration for tests: random weights, small images, a finest grid of at least 8×8."""
@@ -173,6 +177,9 @@ class DataSettings(Table):
     whole: bool = True
     """Beside its tiles, look at the part as a whole, so that large defects are seen."""
 
+    each: bool = False
+    """One detector a place: each of `tiles`, and the whole, has its own, which takes as many fits and as much room."""
+
     @field_validator("roi")
     @classmethod
     def _shapes(cls, value: Any) -> Any:
@@ -194,6 +201,12 @@ class DataSettings(Table):
             raise ValueError("expected tiles or tile_px, found both")
         return self
 
+    @model_validator(mode="after")
+    def _places_need_a_grid(self) -> Self:
+        if self.each and self.tiles is None:
+            raise ValueError("expected tiles = [rows, columns] beside each = true: the places that get a detector each")
+        return self
+
 
 class TrainingSettings(Table):
     """[training] – how a method is fitted."""
@@ -202,7 +215,8 @@ class TrainingSettings(Table):
     """`paper`: the publication's schedule. `quick`: a budget of minutes on two CPU cores."""
 
     steps: int | None = Field(default=None, ge=1, le=100_000_000)
-    """Optimiser steps of the whole fit; every gradient phase is rescaled to share them. Unset: the method's own."""
+    """Optimiser steps of the whole fit, or of each place's with `data.each`; gradient phases are rescaled to share
+    them. Unset: the method's own."""
 
     batch: int | None = Field(default=None, ge=1, le=65_536)
     """Images a step, over all devices together. Unset: the method's own."""
@@ -211,7 +225,8 @@ class TrainingSettings(Table):
     """`method`: the learning-rate schedule of the publication. `one_cycle`: warm up and cool down in any budget."""
 
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Arithmetic inside the networks; `auto` takes bf16 where the machine has it natively."""
+    """Arithmetic inside the networks; `auto` takes bf16 where the machine has it natively, and float32 for a method
+    that scores good parts in closed form."""
 
     folds: int | None = Field(default=None, ge=2, le=100)
     """Fits, beside the one on all good parts, that score each good part by a model of the other folds: all parts count,

@@ -1,15 +1,32 @@
-"""Work in threads whose results come back in order, without running far ahead of who takes them."""
+"""Threads: how many, so that other programs on the machine cost their share and no more; and work in them, in order."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+MOMENT_S = 0.2
+"""For how long a command looks at the load before it chooses."""
+
+NUMBER = "OMP_NUM_THREADS"
+"""How many threads compute, in the environment; whoever sets it has chosen."""
+
+_chosen: int | None = None
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return allowed or 1
 
 
 def thread_count() -> int:
@@ -17,8 +34,55 @@ def thread_count() -> int:
 
     At least two, so that reading and computing overlap.
     """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(2, allowed or 2)
+    return max(2, processors())
+
+
+def give_way() -> None:
+    """Let this process compute in as many threads as other programs leave processors.
+
+    Threads of one operator wait for the last of them. With one more than there are free processors, each operator takes
+    as long as the scheduler leaves that one out: beside one busy program a fit in two threads takes three times as long
+    on two processors, and in one thread twice. Has an effect before torch is loaded only. What the environment says
+    already stays.
+    """
+    global _chosen
+    if NUMBER not in os.environ:
+        _chosen = free_processors()
+        os.environ[NUMBER] = str(_chosen)
+
+
+def asked_threads() -> int | None:
+    """How many threads the environment asks for; None where it does not say a number."""
+    asked = os.environ.get(NUMBER, "")
+    return int(asked) if asked.isdigit() and int(asked) else None
+
+
+def gave_way() -> bool:
+    """Whether `give_way` has chosen the number of threads, and nobody else."""
+    return _chosen is not None and os.environ.get(NUMBER) == str(_chosen)
+
+
+def free_processors(moment_s: float = MOMENT_S) -> int:
+    """How many of the processors that this process may use others leave, at least one; all where the system is silent.
+
+    Args:
+        moment_s: for how long to look.
+    """
+    allowed, before = processors(), _busy_s()
+    time.sleep(moment_s)
+    after = _busy_s()
+    if before is None or after is None:
+        return allowed
+    return min(allowed, max(1, round(allowed - (after - before) / moment_s)))
+
+
+def _busy_s() -> float | None:
+    """Seconds that all processors of the machine have worked since it started; None where the system does not say."""
+    try:
+        user, nice, system, _idle, _waiting, *interrupts = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        return sum(map(int, (user, nice, system, *interrupts))) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return None
 
 
 def ordered(

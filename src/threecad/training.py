@@ -211,25 +211,27 @@ class _Loop:
     def _batch(self, index: int, phase: Phase, position: int) -> Batch:
         """This process's share of the batch at `position` of the endless shuffled stream, always full."""
         world, rank = self.fabric.world_size, self.fabric.global_rank
-        chosen = shuffled(len(self.images), position * self.batch, self.batch, (self.settings.seed, index))
+        count = len(self.images.of_place(phase.place))
+        chosen = shuffled(count, position * self.batch, self.batch, (self.settings.seed, index))
         return self._synthesised(index, phase, position, chosen[rank::world])
 
     def _slice(self, index: int, phase: Phase, position: int, epochs: float) -> Batch | None:
         """This process's share of images `position`·batch …, in order, each once an epoch, without padding."""
         world, rank = self.fabric.world_size, self.fabric.global_rank
-        end = min((position + 1) * self.batch, math.ceil(epochs * len(self.images)))
-        chosen = np.arange(position * self.batch, end)[rank::world] % len(self.images)
+        count = len(self.images.of_place(phase.place))
+        end = min((position + 1) * self.batch, math.ceil(epochs * count))
+        chosen = np.arange(position * self.batch, end)[rank::world] % count
         return self._synthesised(index, phase, position, chosen) if len(chosen) else None
 
     def _synthesised(self, index: int, phase: Phase, position: int, chosen: np.ndarray) -> Batch:
         generator = seed_everything((self.settings.seed, index, position, self.fabric.global_rank), self.fabric.device)
-        rows = np.sort(chosen)
-        image = to_tensor(self.images[rows], self.fabric.device)
+        images, rows = self.images.of_place(phase.place), np.sort(chosen)
+        image = to_tensor(images[rows], self.fabric.device)
         if phase.synthesizer is None:
             return Batch(image, image, image.new_zeros(len(image), 1, *image.shape[-2:]))
         with torch.no_grad():
             batch = phase.synthesizer(image, generator)
-        inside = self.images.inside_of(rows)
+        inside = images.inside_of(rows)
         return batch if inside is None else batch.altered_within(torch.from_numpy(inside[:, None]).to(image.device))
 
     def _schedule(self, phase: GradientPhase) -> Schedule:

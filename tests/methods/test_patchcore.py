@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from threecad.methods.patchcore import PatchCore, PatchCoreConfig, shared_covariance, units
+from threecad.methods.patchcore import PatchCore, PatchCoreConfig
 from threecad.nets import patch_memory
 from threecad.nets.candidates import Candidates
-from threecad.nets.patch_memory import PatchMemory, greedy_coreset, k_means
+from threecad.nets.patch_memory import PatchMemory, all_of, greedy_coreset, k_means, these
 from threecad.nets.patches import PatchFeatures
+from threecad.nets.place_units import PlaceUnits
 from threecad.nets.pyramid import Pyramid
+from threecad.nets.shared_whitening import SharedWhitening
 from threecad.records import Batch
 
 OURS = {"sampling": "k_means", "coreset_share": 1.0, "neighbourhood_px": 8, "whitened": True, "own_spread": 0.5}
@@ -41,6 +43,13 @@ def parts(count: int, seed: int = 0) -> Tensor:
     """Images (count, 3, 64, 64), no two alike, of whole grey levels."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(90, 140, (count, 3, 64, 64), generator=generator) / 255
+
+
+def mixed_patches(count: int) -> Tensor:
+    """Patches (30, count, 4) that vary more in some directions than in others, about another mean at each place."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(4, 4, generator=generator)
+    return torch.randn(30, count, 4, generator=generator) @ mixing + 10 * torch.rand(30, 1, 4, generator=generator)
 
 
 def every_patch(detector: PatchCore, images: Tensor) -> Tensor:
@@ -108,7 +117,9 @@ def test_the_coreset_takes_the_farthest_patch_again_and_again() -> None:
     for _ in range(8):
         expected.append(int(distance.argmax()))
         distance = np.minimum(distance, [math.dist(v, vectors[expected[-1]]) for v in vectors])
-    assert greedy_coreset(candidates, 8, generator)[0].tolist() == expected
+    chosen = greedy_coreset(candidates, 8, generator)
+    assert torch.equal(chosen.patches[0], candidates[0, expected])
+    assert chosen.members[0, expected].tolist() == list(range(8)) and int((chosen.members >= 0).sum()) == 8
 
 
 def test_a_coreset_has_a_patch_of_every_rare_kind_also_after_projection() -> None:
@@ -116,7 +127,7 @@ def test_a_coreset_has_a_patch_of_every_rare_kind_also_after_projection() -> Non
     kinds = 20 * torch.randn(10, 200, generator=generator)
     kind = torch.cat([torch.zeros(400, dtype=torch.int64), torch.arange(1, 10)])
     candidates = kinds[kind].unsqueeze(0) + torch.randn(1, 409, 200, generator=generator)
-    chosen = greedy_coreset(candidates, 10, generator)[0]
+    chosen = greedy_coreset(candidates, 10, generator).members[0] >= 0
     assert set(kind[chosen].tolist()) == set(range(10))
 
 
@@ -126,16 +137,19 @@ def test_every_cell_has_its_own_coreset_and_its_own_means() -> None:
     for choose in (greedy_coreset, k_means):
         together = choose(candidates, 6, torch.Generator().manual_seed(1))
         alone = choose(candidates[66:67], 6, torch.Generator().manual_seed(1))
-        torch.testing.assert_close(together[66:67], alone)
+        torch.testing.assert_close(together.patches[66:67], alone.patches)
+        assert torch.equal(together.members[66:67], alone.members)
 
 
 def test_means_of_groups_that_lie_apart_are_found() -> None:
     centres = torch.tensor([[0.0, 0.0], [50.0, 0.0]])
     noise = torch.rand(1, 60, 2, generator=torch.Generator().manual_seed(0))
     candidates = centres.repeat(30, 1).unsqueeze(0) + noise
-    found = k_means(candidates, 2, torch.Generator().manual_seed(0))[0]
+    chosen = k_means(candidates, 2, torch.Generator().manual_seed(0))
+    found = chosen.patches[0]
     expected = torch.stack([candidates[0, i::2].mean(dim=0) for i in (0, 1)])
     torch.testing.assert_close(found[found[:, 0].argsort()], expected)
+    assert chosen.sizes.tolist() == [[30, 30]] and len(set(chosen.members[0, ::2].tolist())) == 1
 
 
 # ----------------------------------------------------------------------------------------- nearest patches and scores
@@ -143,10 +157,10 @@ def test_means_of_groups_that_lie_apart_are_found() -> None:
 
 def test_the_nearest_is_found_whole_or_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
-    memory = PatchMemory((2, 3), 5, 50, reach=None)
-    memory.keep(torch.rand(1, 40, 5, generator=generator))
+    memory = PatchMemory((2, 3), 5, 50, candidates=10, reach=None)
+    memory.keep(all_of(torch.rand(1, 42, 5, generator=generator)))
     vectors = torch.rand(2, 6, 5, generator=generator)
-    expected = torch.cdist(vectors, memory.bank[:, :40].expand(2, -1, -1)).min(dim=2)
+    expected = torch.cdist(vectors, memory.bank[:, :42].expand(2, -1, -1)).min(dim=2)
     for rows_at_once in (4096, 7):
         monkeypatch.setattr(patch_memory, "ROWS_AT_ONCE", rows_at_once)
         distances, rows = memory(vectors)
@@ -157,8 +171,8 @@ def test_the_nearest_is_found_whole_or_in_parts(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("reach", [0, 1, 2])
 def test_a_patch_is_compared_with_those_around_its_place_and_no_others(reach: int) -> None:
     height, width, generator = 3, 5, torch.Generator().manual_seed(reach)
-    memory = PatchMemory((height, width), 4, 2 * 15, reach)
-    memory.keep(torch.rand(15, 2, 4, generator=generator))
+    memory = PatchMemory((height, width), 4, 2 * 15, 2, reach)
+    memory.keep(all_of(torch.rand(15, 2, 4, generator=generator)))
     vectors = torch.rand(2, 15, 4, generator=generator)
     distances, rows = memory(vectors)
     for image, y, x in itertools.product(range(2), range(height), range(width)):
@@ -213,10 +227,21 @@ def test_with_one_neighbour_the_score_is_the_largest_distance_and_the_map_is_its
     image = parts(2, seed=4)
     with torch.no_grad():
         anomaly_map, score = detector(image)
-        distances = detector.memory(every_patch(detector, image))[0] / detector.unit
+        distances = detector.memory(every_patch(detector, image))[0] / detector.units()
     grid = F.interpolate(distances.view(2, 1, 8, 8), size=(64, 64), mode="bilinear", align_corners=False)
     torch.testing.assert_close(anomaly_map, detector.smooth(grid))
     assert torch.equal(score, distances.amax(dim=1))
+
+
+def test_the_score_can_be_the_mean_of_the_largest_distances() -> None:
+    detector = fit(built(neighbours=1, score_share=0.05, **OURS), parts(8))
+    image = parts(2, seed=4)
+    with torch.no_grad():
+        distances = detector.memory(every_patch(detector, image))[0] / detector.units()
+        expected = distances.sort(dim=1, descending=True).values[:, :3].mean(dim=1)  # 5 % of 64 patches
+        torch.testing.assert_close(detector(image).score, expected)
+    with pytest.raises(ValueError, match="set score_share = 0 or neighbours = 1"):
+        PatchCoreConfig(score_share=0.05)
 
 
 # ----------------------------------------------------------------------------------------------------- what is learnt
@@ -262,6 +287,16 @@ def test_memory_and_disk_are_bounded_by_their_settings_whatever_the_number_of_pa
     assert sum(tensor.numel() for tensor in detector.state_dict().values()) == before
 
 
+def test_a_fit_makes_room_for_no_more_patches_than_its_images_have() -> None:
+    config = PatchCoreConfig(**PatchCore.quick.method, backbone="embedded", image_size=(64, 128))
+    some = config.for_images(20)
+    assert (some.memory_patches, some.candidate_patches) == (20 * 8 * 16, 20 * 8 * 16)
+    assert config.for_images(10**6) == config
+    paper = PatchCoreConfig().for_images(10)
+    assert (paper.memory_patches, paper.candidate_patches) == (784, 7840)
+    assert PatchCoreConfig(image_size="auto").for_images(10) == PatchCoreConfig(image_size="auto")
+
+
 def test_more_parts_than_rows_leave_each_place_another_choice_of_whole_patches() -> None:
     images, detector = parts(20), built(candidate_patches=64 * 4)
     fit(detector, images)
@@ -292,22 +327,129 @@ def test_addresses_of_parts_that_differ_in_one_pixel_differ() -> None:
     )
 
 
-def test_whitened_patches_vary_alike_in_all_directions_about_their_own_place(ours: PatchCore) -> None:
-    generator = torch.Generator().manual_seed(0)
-    mixing = torch.randn(4, 4, generator=generator)
-    patches = torch.randn(30, 50, 4, generator=generator) @ mixing + 10 * torch.rand(30, 1, 4, generator=generator)
-    away = (patches - patches.mean(dim=1, keepdim=True)).flatten(0, 1).double().numpy()
-    expected = away.T @ away / (30 * 49)
-    np.testing.assert_allclose(shared_covariance(patches, 1e-6), expected, rtol=1e-3, atol=1e-3)
-    assert not torch.equal(ours.whiten, torch.eye(48))
+def test_whitened_patches_vary_alike_in_all_directions_about_their_own_place() -> None:
+    whiten = SharedWhitening(4, ridge=1e-6)
+    patches = mixed_patches(50)
+    assert torch.equal(whiten(patches), patches)
+    whiten.learn(patches)
+    away = whiten(patches)
+    away = (away - away.mean(dim=1, keepdim=True)).flatten(0, 1).double()
+    torch.testing.assert_close(away.T @ away / (30 * 49), torch.eye(4, dtype=torch.float64), rtol=0, atol=1e-3)
 
 
 def test_a_place_where_good_parts_differ_more_has_a_larger_unit() -> None:
     generator = torch.Generator().manual_seed(0)
     patches = torch.randn(2, 2000, 3, generator=generator) * torch.tensor([1.0, 2.0]).view(2, 1, 1)
-    torch.testing.assert_close(units(patches, 0.0), torch.ones(2))
-    found = units(patches, 0.5)  # variances 1 and 4, in the mean 2.5
-    torch.testing.assert_close(found.square(), torch.tensor([0.5 + 0.2, 0.5 + 0.8]), rtol=0.05, atol=0)
+    for own, expected in ((0.0, [1.0, 1.0]), (0.5, [0.7, 1.3]), (1.0, [0.4, 1.6])):  # variances 1 and 4, mean 2.5
+        units = PlaceUnits(2, 3, own)
+        assert units().tolist() == [1, 1]
+        units.learn(patches)
+        torch.testing.assert_close(units().square(), torch.tensor(expected), rtol=0.1, atol=0)
+
+
+def test_where_good_parts_never_differ_a_unit_is_a_tenth_and_not_nothing() -> None:
+    units = PlaceUnits(2, 3, own=1.0)
+    patches = torch.rand(2, 9, 3, generator=torch.Generator().manual_seed(0))
+    patches[1] = 0.5
+    units.learn(patches)
+    assert units()[1] == pytest.approx(0.1)
+
+
+# ------------------------------------------------------------------------------------------------- parts left out
+
+
+def test_units_without_a_part_are_those_of_a_fit_on_the_others() -> None:
+    patches = torch.rand(6, 5, 3, generator=torch.Generator().manual_seed(0))
+    units, others = PlaceUnits(6, 3, own=0.7), PlaceUnits(6, 3, own=0.7)
+    units.learn(patches)
+    others.learn(patches[:, 1:])
+    torch.testing.assert_close(units.without(patches[:, 0], torch.ones(6, dtype=torch.bool)), others())
+    torch.testing.assert_close(units.without(patches[:, 0], torch.zeros(6, dtype=torch.bool)), units())
+
+
+def test_whitening_without_a_part_is_that_of_a_fit_on_the_others() -> None:
+    patches = mixed_patches(6)
+    whiten, others = SharedWhitening(4, ridge=1e-6), SharedWhitening(4, ridge=1e-6)
+    whiten.learn(patches)
+    others.learn(patches[:, 1:])
+    away = whiten(patches[:, 0] - patches.mean(dim=1))
+    turned = whiten.without(away, torch.full((30,), 6.0))
+    tested = torch.rand(7, 4, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close((whiten(tested) @ turned).norm(dim=1), others(tested).norm(dim=1), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("reach", [None, 1])
+def test_a_memory_without_a_part_is_that_of_the_other_parts(reach: int | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    patches = torch.rand(6, 5, 4, generator=generator)  # of five parts at six places
+    memory, others = (PatchMemory((2, 3), 4, 6 * parts, parts, reach) for parts in (5, 4))
+    cells = 1 if reach is None else 6
+    memory.keep(all_of(patches.reshape(cells, -1, 4)))
+    others.keep(all_of(patches[:, [0, 1, 3, 4]].reshape(cells, -1, 4)))
+    own = patches[:, 2]
+    distances = memory(own.unsqueeze(0), memory.without(own, torch.full((6,), 2)))[0]
+    torch.testing.assert_close(distances, others(own.unsqueeze(0))[0])
+    assert memory(own.unsqueeze(0))[0].max() < 1e-6
+
+
+def test_a_patch_that_is_not_remembered_leaves_nothing_out() -> None:
+    patches = torch.rand(6, 5, 4, generator=torch.Generator().manual_seed(0))
+    memory = PatchMemory((2, 3), 4, 6 * 3, 5, reach=1)
+    memory.keep(these(patches, torch.tensor([0, 1, 3]).expand(6, -1)))
+    own = patches[:, 2]
+    for rows in (torch.full((6,), 2), torch.full((6,), -1)):
+        assert torch.equal(memory.without(own, rows).squares, memory.squares)
+
+
+@pytest.mark.parametrize("reach", [None, 1])
+def test_a_mean_without_a_part_is_the_mean_of_the_others(reach: int | None) -> None:
+    patches = torch.rand(6, 9, 4, generator=torch.Generator().manual_seed(0))
+    cells = 1 if reach is None else 6
+    memory = PatchMemory((2, 3), 4, 6 * 4, 9, reach)
+    memory.keep(k_means(patches.reshape(cells, -1, 4), 24 // cells, torch.Generator().manual_seed(1)))
+    known = memory.without(patches[:, 2], torch.full((6,), 2))
+    by_row = [[] for _ in range(24)]  # the other parts' patches
+    for place, part in itertools.product(range(6), range(9)):
+        if part != 2:
+            by_row[int(memory.members[place, part])].append(patches[place, part])
+    for row, squares, members in zip(known.bank.flatten(0, 1), known.squares.flatten(), by_row, strict=True):
+        assert (squares == patch_memory.NOWHERE) == (not members)
+        if members:
+            torch.testing.assert_close(row, torch.stack(members).mean(dim=0))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"coreset_share": 1.0, "memory_patches": 6 * 64},
+        {**OURS, "whitened": False, "memory_patches": 6 * 64, "neighbours": 1, "score_share": 0.05},
+    ],
+)
+def test_a_good_part_that_is_left_out_scores_as_by_a_fit_on_the_others(changes: dict[str, object]) -> None:
+    images = parts(6)
+    detector = fit(built(**changes), images)
+    with torch.no_grad():
+        left_out = detector.left_out(images[:2])
+        for index in range(2):
+            others = fit(built(**changes), images[[k for k in range(6) if k != index]])
+            expected = others(images[index : index + 1])
+            torch.testing.assert_close(left_out.score[index], expected.score[0], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(left_out.anomaly_map[index], expected.anomaly_map[0], rtol=1e-3, atol=1e-3)
+        assert (left_out.score > 2 * detector(images[:2]).score + 1e-3).all()
+
+
+@pytest.mark.parametrize("name", ["fitted", "ours"])
+def test_left_out_good_parts_score_like_new_ones(name: str, request: pytest.FixtureRequest) -> None:
+    detector = request.getfixturevalue(name)
+    with torch.no_grad():
+        left_out, new = detector.left_out(parts(12)).score, detector(parts(30, seed=77)).score
+    assert new.quantile(0.1) < left_out.median() < new.quantile(0.9)
+
+
+def test_a_part_that_was_never_learnt_from_is_left_out_of_nothing(ours: PatchCore) -> None:
+    image = parts(2, seed=5)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.left_out(image).score, ours(image).score)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -344,3 +486,4 @@ def test_the_quick_preset_is_the_paper_s_method_with_our_settings() -> None:
     assert (quick.neighbourhood_px, quick.whitened, quick.sampling) == (8, True, "k_means")
     paper = PatchCoreConfig()
     assert (paper.neighbourhood_px, paper.whitened, paper.sampling, paper.own_spread) == (None, False, "coreset", 0)
+    assert (paper.neighbours, paper.score_share) == (9, 0)

@@ -41,20 +41,22 @@ class _Clock:
         self.last: float | None = None
         self.step_s: list[float] = []
         self.other_s = 0.0
+        self.places = 1
 
     def tick(self, report: StepReport) -> None:
         before, self.last = self.last, time.monotonic()
         if before is None:  # what came before the first step is no part of the training
             return
         seconds = self.last - before
+        self.places = report.detector.places
         if report.rate is None:
             self.other_s += seconds
         else:
             self.step_s.append(seconds)
 
     def steps_within(self, seconds: float) -> int:
-        """Steps that fit into `seconds` beside everything else; a method without steps gets one."""
+        """Steps of each place that fit into `seconds` beside everything else; a method without steps gets one."""
         warm = self.step_s[len(self.step_s) // 3 :]
         if not warm:
             return 1
-        return max(1, int((seconds - self.other_s) / (sum(warm) / len(warm))))
+        return max(1, int((seconds - self.other_s) / (sum(warm) / len(warm)) / self.places))

@@ -13,23 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from threecad.benchmark.budget import steps_within
 from threecad.benchmark.keys import key_id
 from threecad.benchmark.plan import Job, Plan
 from threecad.benchmark.selection import BestOnTest
+from threecad.benchmark.sheet import write_maps
 from threecad.data.readers import read_category
 from threecad.errors import RunError, ThreeCADError
-from threecad.evaluation import Seen, evaluate_run
-from threecad.files import replacing, write_json
+from threecad.evaluation import evaluate_run
+from threecad.files import write_json
 from threecad.fitting import fit
+from threecad.report.sheet import SheetParts
 from threecad.runs import RunFolder
 from threecad.settings_layers import merge
-
-ON_SHEET = 4
-"""Defective test images of each category whose maps are kept for the sheet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +76,11 @@ def _row(plan: Plan, job: Job, out: Path) -> dict[str, Any]:
     _fit(plan.data, job, settings, folder, best)
     if best:
         best.put_in_place()
-    album = _Album(plan.data, job)
-    scores = evaluate_run(folder, plan.data, job.categories, on_image=album.add)
+    parts = SheetParts(read_category(plan.data, name).test for name in job.categories)
+    scores = evaluate_run(folder, plan.data, job.categories, on_image=parts.add)
     if best:
         scores = best.described(scores)
-    album.write(out / "maps" / f"{job.name}.npz")
+    write_maps(out / "maps" / f"{job.name}.npz", parts.maps)
     about = {"variant": job.variant, "selection": job.selection, "data_set": plan.data_set, "key": job.key}
     return {**scores, "benchmark": about}
 
@@ -106,28 +104,3 @@ def _fit(data: Path, job: Job, settings: Any, folder: Path, best: BestOnTest | N
 def _fit_on(data: Path, job: Job, settings: Any, folder: Path, best: BestOnTest | None) -> None:
     callback = best.look if best else None
     fit(job.method, data, folder, categories=job.categories, settings=settings, resume=True, callback=callback)
-
-
-class _Album:
-    """A few defective test images of each category, evenly spread, with what was found in them."""
-
-    def __init__(self, data: Path, job: Job) -> None:
-        self.chosen: dict[Path, str] = {}
-        for name in job.categories:
-            defects = [sample.image for sample in read_category(data, name).test if sample.is_defect]
-            places = np.unique(np.linspace(0, len(defects) - 1, min(ON_SHEET, len(defects))).round().astype(int))
-            self.chosen |= {defects[place]: f"{name}/{place:06d}" for place in places}
-        self.arrays: dict[str, np.ndarray] = {}
-
-    def add(self, seen: Seen) -> None:
-        """Keep the image, its mask and its map, if it is one of the few."""
-        place = self.chosen.get(seen.sample.image)
-        if place is not None:
-            self.arrays[f"{place}/image"] = np.array(seen.pixels)
-            self.arrays[f"{place}/mask"] = np.array(seen.mask, np.uint8)
-            self.arrays[f"{place}/map"] = np.array(seen.found.anomaly_map, np.float32)
-
-    def write(self, file: Path) -> None:
-        """Write them down."""
-        with replacing(file) as temporary, temporary.open("wb") as stream:
-            np.savez_compressed(stream, **self.arrays)  # type: ignore[arg-type]

@@ -63,6 +63,7 @@ def provenance(rows: Sequence[Row]) -> str:
     """How each line came about: what a reader needs to run it again, or to doubt it."""
     facts: dict[str, Callable[[Mapping[str, Any]], object]] = {
         "preset": lambda s: s["preset"],
+        "but for": lambda s: _departures(s.get("departures")),
         "steps": lambda s: s["steps"],
         "backbone": lambda s: s["backbone"] or "–",
         "image": lambda s: "×".join(map(str, s["image_size"])),
@@ -88,6 +89,14 @@ def provenance(rows: Sequence[Row]) -> str:
     selection = " ".join(dict.fromkeys(chosen.get(row.selection, row.selection) for row in rows))
     machine = _joined(f"{s['hardware']}, {s['threads']} threads, {_versions(s)}" for s in scores)
     return f"{_rows_of_markdown(lines)}\n\n{selection} Maps and masks met at {met}. {machine}."
+
+
+def _departures(settings: Sequence[str] | None) -> str:
+    """In which settings a row is not the preset's, without those that have a column; `?` where a row does not know."""
+    if settings is None:
+        return "?"
+    shown = ("method.backbone", "method.weights")
+    return " ".join(setting.partition(".")[2] for setting in settings if setting not in shown) or "–"
 
 
 def _markdown_table(table: Table) -> str:

@@ -205,7 +205,8 @@ def read_plan(plan: Path | str, *, settings: Mapping[str, Mapping[str, Any]] | N
         message = first["msg"].removeprefix("Value error, ")
         raise SettingsError(f"{file}: '{'.'.join(map(str, first['loc']))}': {message}") from None
     for method in (*asked.methods, *asked.override):
-        METHODS.paper(method)
+        if method not in METHODS:
+            raise SettingsError(f"{file}: unknown method '{method}'{did_you_mean(method, METHODS)}")
     folder = file.resolve().parent
     asked = asked.model_copy(
         update={
@@ -215,7 +216,7 @@ def read_plan(plan: Path | str, *, settings: Mapping[str, Mapping[str, Any]] | N
         }
     )
     asked = asked.model_copy(update=_data_of(file, asked))
-    _refuse_invalid_settings(asked)
+    _refuse_invalid_settings(file, asked)
     return asked
 
 
@@ -224,7 +225,7 @@ def _file_of(plan: Path | str) -> Path:
     names = packaged_plans()
     if str(plan) in names and not Path(plan).exists():
         return Path(str(files("threecad.benchmark").joinpath("plans", f"{plan}.toml")))
-    if not Path(plan).exists() and Path(plan).suffix != ".toml":
+    if not Path(plan).exists():
         raise SettingsError(
             f"expected the file of a plan or the name of a packaged one, found '{plan}'{did_you_mean(str(plan), names)}"
         )
@@ -239,7 +240,10 @@ def _data_of(file: Path, plan: Plan) -> dict[str, Any]:
         root, present = None, [CATEGORY]
     elif plan.data is not None and plan.parts is None:
         root = (file.parent / plan.data).resolve()
-        present = list_categories(root)
+        try:
+            present = list_categories(root)
+        except DataError as error:
+            raise DataError(f"{file}: {error}") from None
     else:
         raise SettingsError(f'{file}: expected a data root, as data = "ROOT" in the plan or --data ROOT')
     for name in plan.categories:
@@ -249,7 +253,7 @@ def _data_of(file: Path, plan: Plan) -> dict[str, Any]:
     return {"data": root, "data_set": name, "categories": plan.categories or tuple(present)}
 
 
-def _refuse_invalid_settings(plan: Plan) -> None:
+def _refuse_invalid_settings(file: Path, plan: Plan) -> None:
     from threecad.presets import resolve_settings
 
     one_of_each = {job.line: job for job in plan.jobs()}
@@ -257,4 +261,4 @@ def _refuse_invalid_settings(plan: Plan) -> None:
         try:
             resolve_settings(job.method, job.settings)
         except SettingsError as error:
-            raise SettingsError(f"{job.line}: {error}") from None
+            raise SettingsError(f"{file}: {job.line}: {error}") from None

@@ -1,8 +1,4 @@
-"""The paper's Fig. 5 from the maps that a benchmark keeps: image, ground truth, and the maps of some methods.
-
-A column a part, a row a method. Each method has one colour scale for the whole sheet, from the median of all of its
-maps to their highest value. Panels are printed at 300 dots an inch, a pixel a dot.
-"""
+"""The paper's Fig. 5 from the maps that a benchmark keeps of a few parts."""
 
 from __future__ import annotations
 
@@ -11,22 +7,12 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from threecad.benchmark.tables import in_order
 from threecad.errors import RunError, SettingsError, did_you_mean
 from threecad.files import replacing
 from threecad.methods import METHODS
-from threecad.overlay import Scale, colour
-
-PANEL, GAP, MARGIN, TEXT = 256, 8, 250, 34
-"""Sides of a panel, of the space between two, and of the left margin, and height of the letters, in pixels."""
-
-DPI = 300
-MOST = 8
-"""Parts on a sheet, as in the paper."""
-
-Maps = dict[str, dict[str, np.ndarray]]  # by part (CATEGORY/PLACE), then `image`, `mask`, `map`
+from threecad.report.sheet import DPI, Maps, compose
 
 
 def draw_sheet(folders: Sequence[Path], file: Path, methods: Sequence[str] = ()) -> None:
@@ -34,7 +20,7 @@ def draw_sheet(folders: Sequence[Path], file: Path, methods: Sequence[str] = ())
 
     Raises:
         SettingsError: a file of another kind, or a method that was not run.
-        RunError: no maps, or a file of maps that is damaged.
+        RunError: no maps, a file of maps that is damaged, or no part that all methods were run on.
     """
     if file.suffix.lower() not in (".png", ".pdf"):
         raise SettingsError(f"expected a file that ends in .png or .pdf for the sheet, found {file}")
@@ -42,8 +28,7 @@ def draw_sheet(folders: Sequence[Path], file: Path, methods: Sequence[str] = ())
     for method in methods:
         if method not in maps:
             raise SettingsError(f"no maps of '{method}' in {folders[0]}{did_you_mean(method, maps)}")
-    chosen = {method: maps[method] for method in methods or _in_order(maps)}
-    sheet = _compose(chosen, _parts(chosen))
+    sheet = compose({_title(line): maps[line] for line in methods or _in_order(maps)})
     with replacing(file) as temporary:
         sheet.save(temporary, dpi=(DPI, DPI), resolution=DPI)
 
@@ -68,43 +53,11 @@ def read_maps(folders: Sequence[Path]) -> dict[str, Maps]:
     return found
 
 
-def _parts(chosen: dict[str, Maps]) -> list[str]:
-    """The parts that all methods were run on, at most `MOST`, from all categories in turn."""
-    common = sorted(set.intersection(*(set(maps) for maps in chosen.values())))
-    if not common:
-        raise RunError(f"{', '.join(chosen)} have no part in common; name methods that were run on the same categories")
-    by_category: dict[str, list[str]] = {}
-    for part in common:
-        by_category.setdefault(part.rpartition("/")[0], []).append(part)
-    turns = max(map(len, by_category.values()))
-    in_turn = [parts[turn] for turn in range(turns) for parts in by_category.values() if turn < len(parts)]
-    return sorted(in_turn[:MOST])
-
-
-def _compose(chosen: dict[str, Maps], parts: Sequence[str]) -> Image.Image:
-    first = next(iter(chosen.values()))
-    rows: list[tuple[str, list[np.ndarray]]] = [
-        ("image", [first[part]["image"] for part in parts]),
-        ("ground truth", [np.repeat(255 * first[part]["mask"][..., None], 3, axis=2) for part in parts]),
-    ]
-    for method, maps in chosen.items():
-        scale = _scale([maps[part]["map"] for part in parts])
-        rows.append((_title(method), [colour(maps[part]["map"], scale) for part in parts]))
-    step = PANEL + GAP
-    sheet = Image.new("RGB", (MARGIN + len(parts) * step, len(rows) * step + TEXT + GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT)
-    for row, (label, panels) in enumerate(rows):
-        draw.text((MARGIN - 2 * GAP, row * step + PANEL // 2), label, "black", font, anchor="rm", align="right")
-        for column, panel in enumerate(panels):
-            height, width = first[parts[column]]["image"].shape[:2]  # the part's own shape; a mask may be squashed
-            shaped = Image.fromarray(panel).resize((width, height), Image.Resampling.LANCZOS)
-            framed = ImageOps.pad(shaped, (PANEL, PANEL), Image.Resampling.LANCZOS, "white")
-            sheet.paste(framed, (MARGIN + column * step, row * step))
-    small = ImageFont.load_default(TEXT * 2 // 3)
-    for column, part in enumerate(parts):
-        middle = MARGIN + column * step + PANEL // 2
-        draw.text((middle, len(rows) * step), part.rpartition("/")[0], "black", small, anchor="ma")
-    return sheet
+def write_maps(file: Path, maps: Maps) -> None:
+    """Write the maps of one job as `read_maps` finds them."""
+    arrays = {f"{part}/{kind}": array for part, of_part in maps.items() for kind, array in of_part.items()}
+    with replacing(file) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
 
 
 def _in_order(lines: Iterable[str]) -> list[str]:
@@ -117,8 +70,3 @@ def _title(line: str) -> str:
     """`CFRG (ours)`, with the variant beneath it."""
     method, _, rest = line.partition("+")
     return "\n".join(filter(None, (METHODS.paper(method).name, rest.replace("+", "\n"))))
-
-
-def _scale(maps: Sequence[np.ndarray]) -> Scale:
-    """One scale for all maps of a method."""
-    return Scale.of_map(np.concatenate([one.ravel() for one in maps]))

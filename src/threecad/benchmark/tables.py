@@ -126,26 +126,33 @@ def data_set_table(rows: Sequence[Row], suffix: str = "") -> Table:
 
 
 def ablation_tables(rows: Sequence[Row], suffix: str = "") -> list[Table]:
-    """Table 6 for each method with variants, one category after another: score, change, and the paper's change."""
+    """Table 6 for each method with variants, one category after another: score, change, and the paper's change.
+
+    What the paper says of no variant of a method is left out.
+    """
     tables = []
     for method in in_order({row.method for row in rows if row.variant}):
         of_method = [row for row in rows if row.method == method and row.variant]
         variants = list(dict.fromkeys(row.variant for row in of_method))
         variants.sort(key=lambda name: name == FULL)
         by_variant = {variant: [row for row in of_method if row.variant == variant] for variant in [*variants, FULL]}
+        paper = {variant: tuple(_paper_change(method, variant, metric) for metric in METRICS) for variant in variants}
+        in_paper = any(change for changes in paper.values() for change in changes)
         lines = []
         for category, over in _columns(of_method).items():
             full = [_value(by_variant[FULL], over, metric) for metric in METRICS]
             for variant in variants:
                 found = [_value(by_variant[variant], over, metric) for metric in METRICS]
                 changes = tuple(_minus(a, b) if variant != FULL else None for a, b in zip(found, full, strict=True))
-                paper = tuple(_paper_change(method, variant, metric) for metric in METRICS)
-                cells = tuple(zip(found, changes, paper, strict=True))
-                lines.append(Line((category, variant, _signs(changes, paper)), cells))
-        title = f"Ablations of {METHODS.paper(method).name}: score / change against {FULL} / the paper's change{suffix}"
+                parts = (found, changes, *([paper[variant]] if in_paper else []))
+                signs = [_signs(changes, paper[variant])] if in_paper else []
+                lines.append(Line((category, variant, *signs), tuple(zip(*parts, strict=True))))
+        shown = ["score", f"change against {FULL}", *(["the paper's change"] if in_paper else [])]
+        title = f"Ablations of {METHODS.paper(method).name}: {' / '.join(shown)}{suffix}"
         columns = tuple(TITLES[metric] for metric in METRICS)
-        labels = ("category", "variant", "signs as in the paper")
-        tables.append(Table(title, labels, columns, tuple(lines), tuple((metric,) * 3 for metric in METRICS)))
+        labels = ("category", "variant", *(["signs as in the paper"] if in_paper else []))
+        metrics = tuple((metric,) * len(shown) for metric in METRICS)
+        tables.append(Table(title, labels, columns, tuple(lines), metrics))
     return tables
 
 

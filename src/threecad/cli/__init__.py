@@ -33,9 +33,13 @@ from threecad.cli import (
 )
 from threecad.cli.terminal import is_quiet, prepare_streams
 from threecad.errors import ThreeCADError
+from threecad.threads import give_way
 
-TRAINING = ("torch", "torchvision", "timm", "lightning_fabric", "safetensors", "tomli_w", "jinja2", "FrEIA")
+TRAINING = ("torch", "torchvision", "timm", "lightning_fabric", "safetensors", "jinja2", "FrEIA")
 """Packages that a line's PC goes without."""
+
+COMPUTING = frozenset(("benchmark", "calibrate", "demo", "evaluate", "export", "fit", "predict", "replay", "verify"))
+"""Commands that look at the load of the machine before they choose how many threads compute."""
 
 UNWRAPPED = 10_000  # columns of a help text that goes into a file or another program
 
@@ -72,6 +76,8 @@ def main() -> NoReturn:
     prepare_streams()
     _hush()
     code: int | str | None = 0
+    if not COMPUTING.isdisjoint(sys.argv[1:2]):
+        give_way()
     try:
         context = {} if sys.stdout.isatty() else {"terminal_width": UNWRAPPED, "max_content_width": UNWRAPPED}
         app(prog_name="threecad", **context)

@@ -9,14 +9,8 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
+from threecad.cli.machines import Address, EngineName, EngineOption, Workers
 from threecad.cli.terminal import interruptible, note, result
-
-
-class Engine(StrEnum):
-    """What runs the jobs."""
-
-    local = "local"
-    ray = "ray"
 
 
 class Format(StrEnum):
@@ -46,21 +40,21 @@ def benchmark(
     ] = [],  # noqa: B006
     backbone: Annotated[str | None, Option(metavar="TAG|embedded", help="Backbone, in place of the plan's.")] = None,
     pairs: Annotated[list[str], Option("--set", metavar="KEY=VALUE", help="A setting of every method.")] = [],  # noqa: B006
-    engine: Annotated[Engine, Option(help="This machine's processes, or Ray.")] = Engine.local,
-    workers: Annotated[int, Option(metavar="N", help="Jobs at a time, which share the processors.", min=1)] = 1,
-    address: Annotated[str | None, Option(metavar="HOST:PORT", help="Ray cluster; a local one without.")] = None,
+    engine: EngineOption = EngineName.local,
+    workers: Workers = 1,
+    address: Address = None,
     selection: Annotated[Selection | None, Option(help="Which state of each fit is scored.")] = None,
 ) -> None:
     """Fit and score every method of a plan on every category: one row a run, resumed where it stopped."""
     from threecad.benchmark.plan import read_plan
     from threecad.benchmark.run import run_plan
-    from threecad.engines import Engine as Machines
+    from threecad.engines import Engine
     from threecad.settings_layers import parse_pairs
 
     chosen = selection.value if selection else None
     changes = {"data": data, "categories": tuple(category), "backbone": backbone, "selection": chosen}
     asked = read_plan(plan, settings=parse_pairs(pairs), **changes)
-    machines = Machines(engine.value, workers=workers, address=address)
+    machines = Engine(engine.value, workers=workers, address=address)
     with interruptible(lambda: "go on with the same command"):
         outcome = run_plan(asked, out, engine=machines, notify=note)
     result(outcome.summary(out))

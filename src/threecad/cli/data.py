@@ -87,7 +87,7 @@ def stats(
         table(HEADER_2, statistics.rows_2())
         for histogram in (statistics.area_ratio, statistics.aspect_ratio):
             if sum(histogram.counts):
-                result(f"\n{histogram.title}, median {histogram.median:.3g}")
+                result(f"\n{histogram.heading}, median {histogram.median:.3g}")
                 table(("above", "to", "count", "%"), histogram.rows())
     if figures is not None:
         written = write_figures(figures, statistics)

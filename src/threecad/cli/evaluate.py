@@ -17,6 +17,9 @@ def evaluate(
         list[str], Option(metavar="NAME", help="Category to score on, instead of the run's; again for more.")
     ] = [],  # noqa: B006
     report: Annotated[bool, Option("--report", help="Write RUN/report.html with pictures, too.")] = False,
+    beside: Annotated[
+        list[Path], Option(metavar="RUN", help="A run whose maps stand in the report, too; again for more.")
+    ] = [],  # noqa: B006
     out: Annotated[
         Path | None, Option(metavar="DIR", help="Folder for scores.json and report, instead of RUN.")
     ] = None,
@@ -24,9 +27,12 @@ def evaluate(
     precision: Annotated[str | None, Option(metavar="P", help="float32 or bf16; the fit's without.")] = None,
 ) -> None:
     """Score a run on test images: writes RUN/scores.json, prints the table in per cent."""
+    from threecad.errors import SettingsError
     from threecad.evaluation import evaluate_run
     from threecad.report.page import report_run
 
+    if beside and not report:
+        raise SettingsError("--beside is of the report: add --report")
     place = out or run
     with interruptible(lambda: "nothing was written"), progress() as shown:
         options: dict[str, Any] = {
@@ -37,7 +43,7 @@ def evaluate(
             "notify": shown.notify,
         }
         if report:
-            scores = report_run(run, data, category, file=place / "report.html", **options)
+            scores = report_run(run, data, category, file=place / "report.html", beside=beside, **options)
         else:
             scores = evaluate_run(run, data, category, **options)
     print_scores(scores)

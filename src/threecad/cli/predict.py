@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
+from threecad.cli.machines import Address, EngineName, EngineOption, Workers
 from threecad.cli.terminal import counting, interruptible, note, progress, result
 
 
@@ -32,13 +33,18 @@ def predict(
     max_pixels: Annotated[
         int | None, Option(metavar="N", min=1, help="Pixels of the largest image that is read; the fit's without.")
     ] = None,
+    engine: EngineOption = EngineName.local,
+    workers: Workers = 1,
+    address: Address = None,
 ) -> None:
     """Say OK, REVIEW or NG of each image: predictions.csv, regions.jsonl, maps and overlays, at each image's own size.
 
     Exits with 1 where some images could not be inspected; they are listed, and the others are done.
     """
+    from threecad.engines import Engine
     from threecad.prediction import predict_files
 
+    machines = Engine(engine.value, workers=workers, address=address)
     with interruptible(lambda: "go on with the same command and --resume"), progress() as shown:
         summary = predict_files(
             run,
@@ -52,6 +58,7 @@ def predict(
             precision=precision,
             category=category,
             max_pixels=max_pixels,
+            engine=machines if machines != Engine() else None,
             progress=counting(shown, "predicting"),
             notify=shown.notify,
         )
@@ -62,4 +69,7 @@ def predict(
     verdicts = ", ".join(f"{summary.verdicts[word]} {word}" for word in ("OK", "REVIEW", "NG"))
     failed = f", {len(summary.errors)} failed" if summary.errors else ""
     result(f"{summary.table}: {summary.count} images: {verdicts}{failed}")
+    if summary.parts:
+        of_parts = ", ".join(f"{summary.parts[word]} {word}" for word in ("OK", "REVIEW", "NG"))
+        result(f"{summary.table.with_name('parts.csv')}: {summary.parts.total()} parts: {of_parts}")
     raise typer.Exit(1 if summary.errors else 0)

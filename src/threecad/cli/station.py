@@ -28,25 +28,43 @@ def serve(
     webhook: Annotated[
         str | None, Option(metavar="URL", help="Post every record there, signed.", show_default=False)
     ] = None,
+    models: Annotated[
+        Path | None,
+        Option(
+            metavar="FOLDER", help="Runs and bundles that the engineer may put in a recipe's place.", show_default=False
+        ),
+    ] = None,
+    keep_days: Annotated[
+        float | None, Option(metavar="N", min=0, help="Days that pictures are kept; records stay.", show_default=False)
+    ] = None,
+    keep_gb: Annotated[
+        float | None, Option(metavar="N", min=0, help="Gigabytes that pictures may take.", show_default=False)
+    ] = None,
     places: Annotated[int, Option(metavar="N", min=1, max=32, help="Parts in the station at once.")] = 16,
     deadline: Annotated[float, Option(metavar="S", min=0.01, help="Seconds until a part is REVIEW for time.")] = 10.0,
 ) -> None:
     """Inspect parts over HTTP, with pages for the people at the line."""
     _require_extra()
     from threecad.station.line import Limits
+    from threecad.station.models import Models
+    from threecad.station.retention import Keep
     from threecad.station.serving import Address, serve, serve_demo
 
     if bool(folders) == demo:
         raise typer.BadParameter("expected runs or bundles to serve, or --demo")
-    if demo and (watch or webhook):
-        raise typer.BadParameter("--demo makes its own parts; leave out --watch and --webhook")
+    keep = Keep(keep_days, keep_gb)
+    if demo and (watch or webhook or models or keep):
+        raise typer.BadParameter("--demo makes its own parts; leave out --models, --keep-…, --watch and --webhook")
+    if models and not models.is_dir():
+        raise typer.BadParameter(f"expected a folder of runs and bundles, found none at {models}")
     limits, address = Limits(places=places, deadline_s=deadline), Address(host, port)
     with interruptible(lambda: f"the records are in {store}"), progress() as shown:
         said = {"tell": result, "notify": shown.notify}
         if demo:
             serve_demo(store, limits, address, progress=counting(shown, "drawing parts"), **said)
         else:
-            serve(folders or [], store, limits, address, watch=watch, webhook=webhook, **said)
+            chosen = Models(models)
+            serve(folders or [], store, limits, address, models=chosen, keep=keep, watch=watch, webhook=webhook, **said)
 
 
 @audit.command()

@@ -14,7 +14,7 @@ Category = Annotated[str | None, Option(metavar="NAME", help="Whose good parts, 
 
 
 def verdict(
-    run: Run,
+    folder: Annotated[Path, Argument(metavar="RUN|BUNDLE", help="Folder of a fit or an export.", show_default=False)],
     review_at: Annotated[
         float | None, Option(metavar="A", help="Share of good parts that may be set aside or rejected.")
     ] = None,
@@ -23,19 +23,32 @@ def verdict(
     defects: Annotated[
         Path | None, Option(metavar="FOLDER", help="Defective samples: how many of them escape.")
     ] = None,
+    good: Annotated[
+        Path | None, Option(metavar="FOLDER", help="Further good parts: does the promise hold for them?")
+    ] = None,
     category: Category = None,
 ) -> None:
-    """Say how many good parts will be thrown away; with options, change RUN/verdict.toml."""
-    from threecad.deciding import HEADER, budget_rows, change_verdict, escapes_told, scores_of, told
+    """Say how many good parts will be thrown away; with options, change its verdict.toml."""
+    from threecad.calibrating import good_scores
+    from threecad.deciding import HEADER, budget_rows, change_verdict, escapes_told, kept_told, scores_of, told
 
-    verdicts = change_verdict(run, review_at=review_at, reject_at=reject_at, confidence=confidence)
+    bad: list[float] | None = None
+    further: list[float] | None = None
+    with interruptible(lambda: "nothing was changed"), progress() as shown:
+        if defects is not None:  # what cannot be read stops here, before anything is changed
+            bad = scores_of(folder, [defects], category, counting(shown, "defects"))
+        if good is not None:
+            counted = counting(shown, "good parts")
+            further = good_scores(folder, [good], category=category, progress=counted, notify=shown.notify)
+    verdicts = change_verdict(folder, review_at=review_at, reject_at=reject_at, confidence=confidence)
     table(HEADER, budget_rows(verdicts, category))
     for line in told(verdicts, category):
         result(line)
-    if defects is not None:
-        with interruptible(lambda: "nothing was written"), progress() as shown:
-            scores = scores_of(run, [defects], category, counting(shown, "defects"))
-        for line in escapes_told(verdicts.escapes(scores, category), verdicts.settings.confidence):
+    if bad is not None:
+        for line in escapes_told(verdicts.escapes(bad, category), verdicts.settings.confidence):
+            result(line)
+    if further is not None:
+        for line in kept_told(verdicts.kept(further, category), verdicts.limits(category).reject):
             result(line)
 
 
@@ -66,7 +79,5 @@ def calibrate(
         )
     if done.learnt:
         note(f"{done.learnt} images were left out: the model has learnt from them")
-    for when, verdicts in (("before", done.before), ("now", done.after)):
-        parts = len(verdicts.good.of(done.category))
-        said = verdicts.sentences(done.category)[0] if verdicts.can_judge(done.category) else "Every part is REVIEW."
-        result(f"{when}: {parts} good parts. {said}")
+    for line in done.told():
+        result(line)

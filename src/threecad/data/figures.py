@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -31,12 +32,12 @@ def write_figures(folder: Path, statistics: Statistics) -> list[Path]:
 def draw(histogram: Histogram) -> str:
     """An SVG picture: a bar a bin, as high as its share of all, with its count above and its edges below."""
     rows = histogram.rows()
-    total = sum(histogram.counts)
     highest = max(float(share) for *_, share in rows)
-    ceiling = next((top for top in (10, 20, 30, 40, 50, 60, 80) if highest <= top), 100)
+    tick_step = next(step for step in (2, 5, 10, 20) if highest <= 5 * step)
+    ceiling = tick_step * max(1, math.ceil(highest / tick_step))
     step = (_RIGHT - _LEFT) / len(rows)
-    parts = [_text(_WIDTH / 2, 28, f"{histogram.title} (n = {total})", size=16)]
-    for tick in range(0, ceiling + 1, ceiling // 5):
+    parts = [_text(_WIDTH / 2, 28, histogram.heading, size=16)]
+    for tick in range(0, ceiling + 1, tick_step):
         y = _BOTTOM - (_BOTTOM - _TOP) * tick / ceiling
         parts.append(f'<line x1="{_LEFT}" y1="{y:g}" x2="{_RIGHT}" y2="{y:g}" stroke="#ccc"/>')
         parts.append(_text(_LEFT - 8, y + 4, f"{tick} %", anchor="end"))
@@ -56,4 +57,5 @@ def draw(histogram: Histogram) -> str:
 def _text(x: float, y: float, words: str, *, size: int = 12, anchor: str = "middle", turned: bool = False) -> str:
     turn = f' transform="rotate(-35 {x:g} {y:g})"' if turned else ""
     anchor = "end" if turned else anchor
-    return f'<text x="{x:g}" y="{y:g}" font-size="{size}" text-anchor="{anchor}"{turn}>{escape(words)}</text>'
+    halo = 'stroke="white" stroke-width="4" stroke-linejoin="round" paint-order="stroke"'  # above lines, too
+    return f'<text x="{x:g}" y="{y:g}" font-size="{size}" text-anchor="{anchor}" {halo}{turn}>{escape(words)}</text>'

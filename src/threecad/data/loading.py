@@ -58,10 +58,11 @@ class Rows:
         pack: (P, H, W, 3).
         chosen: indices of N of its rows.
         inside: (F, H, W) of bool, where in each of F frames the region of interest is; row P shows frame P mod F.
+        frames: F; those of an image follow each other.
     """
 
-    def __init__(self, pack: np.ndarray, chosen: np.ndarray, inside: np.ndarray | None = None) -> None:
-        self.pack, self.chosen, self.inside = pack, chosen, inside
+    def __init__(self, pack: np.ndarray, chosen: np.ndarray, inside: np.ndarray | None = None, frames: int = 1) -> None:
+        self.pack, self.chosen, self.inside, self.frames = pack, chosen, inside, frames
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -71,6 +72,10 @@ class Rows:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self.pack[row] for row in self.chosen)
+
+    def of_place(self, place: int | None) -> Rows:
+        """That frame of every image; all rows for None."""
+        return self if place is None else Rows(self.pack, self.chosen[place :: self.frames], self.inside)
 
     def inside_of(self, index: np.ndarray) -> np.ndarray | None:
         """Where the region of interest is in those rows, (B, H, W) of bool; None where there is none."""

@@ -53,5 +53,5 @@ def mean_colour(
 
 def _shape(shares: Sequence[float]) -> np.ndarray:
     points = [(x * CANVAS[1], y * CANVAS[0]) for x, y in zip(shares[::2], shares[1::2], strict=True)]
-    where = "setting 'data.roi'"
+    where = f"setting 'data.roi', {list(shares)} on a canvas of {CANVAS[0]}×{CANVAS[1]}"
     return rectangle(points, CANVAS, where) if len(points) == 2 else polygon(points, CANVAS, where)

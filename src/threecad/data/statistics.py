@@ -83,9 +83,15 @@ class Histogram:
     """How often a number falls between two edges; the upper edge belongs to the bin."""
 
     title: str
+    of: str  # what is counted, in the plural
     edges: tuple[float, ...]
     counts: tuple[int, ...]
     median: float  # nan where nothing was counted
+
+    @property
+    def heading(self) -> str:
+        """What is counted, and how many there are: `Defect area ratio of 1198 images`."""
+        return f"{self.title} of {sum(self.counts)} {self.of}"
 
     def rows(self) -> list[tuple[str, ...]]:
         """A line for every bin: from, to, count, per cent of all."""
@@ -176,8 +182,8 @@ def measure(categories: Iterable[Category], *, max_pixels: int = MAX_PIXELS) -> 
         )
     return Statistics(
         categories=tuple(measured),
-        area_ratio=_histogram("Defect area ratio", areas, _AREA_EDGES),
-        aspect_ratio=_histogram("Aspect ratio of the minimum bounding rectangle", aspects, _ASPECT_EDGES),
+        area_ratio=_histogram("Defect area ratio", "images", areas, _AREA_EDGES),
+        aspect_ratio=_histogram("Aspect ratio of the minimum bounding rectangle", "regions", aspects, _ASPECT_EDGES),
     )
 
 
@@ -254,8 +260,8 @@ def _range(numbers: Iterable[int]) -> Range | None:
     return Range(min(found), max(found)) if found else None
 
 
-def _histogram(title: str, numbers: Sequence[float], edges: tuple[float, ...]) -> Histogram:
+def _histogram(title: str, of: str, numbers: Sequence[float], edges: tuple[float, ...]) -> Histogram:
     # The rectangle of a turned square may come out a rounding error below 1.
     bins = np.clip(np.searchsorted(edges, numbers, side="left") - 1, 0, len(edges) - 2)
     counts = np.bincount(bins, minlength=len(edges) - 1)
-    return Histogram(title, edges, tuple(map(int, counts)), float(np.median(numbers)) if numbers else float("nan"))
+    return Histogram(title, of, edges, tuple(map(int, counts)), float(np.median(numbers)) if numbers else float("nan"))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from threecad.allocation import keep_freed_memory
-from threecad.errors import ThreeCADError
+from threecad.errors import SettingsError, ThreeCADError
 
 Item = TypeVar("Item")
 
@@ -24,6 +24,10 @@ class Engine:
     kind: Literal["local", "ray"] = "local"
     workers: int = 1  # at a time on one machine; they share its processors
     address: str | None = None  # HOST:PORT of a Ray cluster; without, one is started on this machine
+
+    def __post_init__(self) -> None:
+        if self.address and self.kind != "ray":
+            raise SettingsError(f"{self.address} is the address of a Ray cluster; add --engine ray, or leave it out")
 
     @property
     def threads(self) -> int:
@@ -40,26 +44,36 @@ class Ended:
     index: int  # of the item
     result: Any  # what the function gave; None where it failed
     failure: str | None  # why it failed
+    died: bool = False  # it is the process that ended, every time, and not the function that failed
 
 
 def map_tasks(
-    function: Callable[[Item], Any], items: Sequence[Item], engine: Engine | None = None, *, retries: int = 1
+    function: Callable[[Item], Any],
+    items: Sequence[Item],
+    engine: Engine | None = None,
+    *,
+    retries: int = 1,
+    fresh: bool = True,
 ) -> Iterator[Ended]:
     """How each item went, each exactly once, in the order in which they end.
 
     Args:
         function: at the top of a module, so that another process can import it.
         retries: how often an item is tried again when its process dies; one that raises is not.
+        fresh: on Ray each item has a new process, which gives back all memory and its GPU; without, processes live for
+            many items, as those of this machine do, and what they have loaded stays.
 
     Raises:
         SettingsError: Ray is asked for and not installed.
         RunError: the cluster does not answer.
     """
     engine = engine or Engine()
+    if not items:
+        return
     if engine.kind == "ray":
         from threecad.engines.cluster import map_on_ray
 
-        yield from map_on_ray(function, items, engine, retries)
+        yield from map_on_ray(function, items, engine, retries, fresh)
     else:
         from threecad.engines.local import map_locally
 

@@ -11,7 +11,9 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 from threecad.engines import Ended, Engine, attempt, processors
@@ -24,32 +26,51 @@ LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 
 BEFORE_START = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
+MOST_SUBMITTED = 1000
+"""Tasks that the cluster knows of at a time: each wait looks at all of them."""
+
 PATIENCE_S = 60.0
 """Seconds that running tasks have to save their state when all are asked to stop."""
 
 
-def map_on_ray(function: Callable[[Item], Any], items: Sequence[Item], engine: Engine, retries: int) -> Iterator[Ended]:
+def map_on_ray(
+    function: Callable[[Item], Any], items: Sequence[Item], engine: Engine, retries: int, fresh: bool
+) -> Iterator[Ended]:
     """How each item went, in the order in which they end."""
     ray = _ray()
     with _connected(ray, engine):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         threads = min(engine.threads, int(max(node.get("CPU", 0) for node in nodes)) or 1)
         gpus = 1 if any(node.get("GPU", 0) for node in nodes) else 0
-        task = ray.remote(num_cpus=threads, num_gpus=gpus, max_calls=1, max_retries=retries)(attempt)
-        pending = {task.remote(function, index, item): index for index, item in enumerate(items)}
+        resources = {"num_cpus": threads, "num_gpus": gpus}
+        task = ray.remote(**resources, max_calls=1 if fresh else 0, max_retries=retries)(_attempt_in)
+        here, waiting = str(Path.cwd()), iter(enumerate(items))
+        pending: dict[Any, int] = {}
         try:
-            while pending:
+            while True:
+                for index, item in islice(waiting, MOST_SUBMITTED - len(pending)):
+                    pending[task.remote(here, function, index, item)] = index
+                if not pending:
+                    return
                 (ready,), _ = ray.wait(list(pending), num_returns=1)
                 index = pending.pop(ready)
                 try:
                     yield ray.get(ready)
                 except ray.exceptions.RayError as error:
-                    yield Ended(index, None, f"its process on the cluster ended: {str(error).splitlines()[0]}")
+                    reason = str(error).splitlines()[0]
+                    yield Ended(index, None, f"its process on the cluster ended: {reason}", died=True)
         finally:
             for reference in pending:
                 ray.cancel(reference)
             if pending:
                 ray.wait(list(pending), num_returns=len(pending), timeout=PATIENCE_S)
+
+
+def _attempt_in(folder: str, function: Callable[[Item], Any], index: int, item: Item) -> Ended:
+    """`attempt`, where relative paths mean what they mean to the process that asks."""
+    with suppress(OSError):  # a machine without that folder, where absolute paths still serve
+        os.chdir(folder)
+    return attempt(function, index, item)
 
 
 def _ray() -> Any:

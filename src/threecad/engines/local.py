@@ -85,7 +85,7 @@ class _Worker:
             self.process.join()
             code = self.process.exitcode or 0
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-            return Ended(index, None, f"its process {how}" + ("; out of memory?" if code == -9 else ""))
+            return Ended(index, None, f"its process {how}" + ("; out of memory?" if code == -9 else ""), died=True)
 
 
 def _serve(connection: Connection, own: Sequence[int], environment: dict[str, str]) -> None:

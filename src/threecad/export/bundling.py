@@ -28,7 +28,7 @@ from threecad.runs import RunFolder, RunRecord
 from threecad.runtime.bundle import Backend, Bundle, BundleRecord, digest
 from threecad.runtime.networks import SETTINGS, open_network
 from threecad.runtime.proof import Picture, Proof, compare, look, prove, ran, source_of, thresholds_of
-from threecad.verdicts import Verdicts, write_verdicts
+from threecad.verdicts import BUDGETS, Verdicts, write_verdicts
 
 TRAVEL = 3
 """Pictures of each kind that travel along."""
@@ -83,7 +83,7 @@ def export_run(
         bundle, workspace = Bundle(building), Path(made)
         shown = gather_pictures(record, trained, data, workspace)
         words = model_info(record.method, trained.image_size, _map_scale(trained, verdicts))
-        model, opset = write_model(program, backend, bundle.path, words)
+        model, opset = write_model(program, backend, bundle.path, words, trained.image_size)
         about = _record(record, trained, verdicts, backend, model, opset)
         network = open_network(bundle.path / model, about, None, None)
         exported = replace(trained, network=network, verdicts=verdicts, conditions=about.conditions)
@@ -93,7 +93,8 @@ def export_run(
             shutil.copyfile(folder.region_file, bundle.region_file)
         _add_licenses(bundle.path)
         files = sorted(file for file in bundle.path.rglob("*") if file.is_file())
-        about.files = {file.relative_to(bundle.path).as_posix(): file_sha256(file) for file in files}
+        places = {file.relative_to(bundle.path).as_posix(): file for file in files}
+        about.files = {place: file_sha256(file) for place, file in places.items() if place != BUDGETS}
         about.sha256 = digest(about)
         write_json(bundle.record_file, about.model_dump(mode="json"))
         if wheels:
@@ -144,6 +145,7 @@ def _proved(bundle: Bundle, trained: Predictor, exported: Predictor, shown: Proo
         compared,
         ran(trained, f"torch {torch.__version__}"),
         ran(exported),
+        verdicts.settings,
         thresholds,
         source_of(verdicts, list(seen)),
         shown.good_parts,

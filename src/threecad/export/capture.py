@@ -34,8 +34,9 @@ def capture(detector: Detector) -> ExportedProgram:
         BundleError: the method cannot be captured; names it and the first reason.
     """
     height, width = detector.config.image_size
-    images = torch.zeros(2, 3, height, width)  # a batch of one would be taken for a constant
-    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+    images = torch.zeros(2 * detector.places, 3, height, width)  # a batch of one would be taken for a constant
+    parts = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+    batch = parts if detector.places == 1 else detector.places * parts
     try:
         with torch.no_grad(), _quiet():
             return torch.export.export(detector, (images,), dynamic_shapes=({0: batch},))
@@ -44,12 +45,13 @@ def capture(detector: Detector) -> ExportedProgram:
 
 
 def write_model(
-    program: ExportedProgram, backend: Backend, folder: Path, about: Mapping[str, str]
+    program: ExportedProgram, backend: Backend, folder: Path, about: Mapping[str, str], image_size: tuple[int, int]
 ) -> tuple[str, int | None]:
     """The file in `folder` that the backend opens, and the opset of an ONNX file, as read back from it.
 
     Args:
         about: of `model_info`.
+        image_size: height and width of what it looks at, which OpenVINO does not take from the program.
 
     Raises:
         BundleError: the backend has no such operator, or its library is not installed.
@@ -58,7 +60,7 @@ def write_model(
         with _quiet():
             if backend == "onnx":
                 return "detector.onnx", _write_onnx(program, folder / "detector.onnx", about)
-            _write_openvino(program, folder / "detector.xml", about)
+            _write_openvino(program, folder / "detector.xml", about, image_size)
             return "detector.xml", None
     except (BundleError, OSError):
         raise
@@ -117,9 +119,12 @@ def _write_onnx(program: ExportedProgram, file: Path, about: Mapping[str, str]) 
     return next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
 
 
-def _write_openvino(program: ExportedProgram, file: Path, about: Mapping[str, str]) -> None:
+def _write_openvino(
+    program: ExportedProgram, file: Path, about: Mapping[str, str], image_size: tuple[int, int]
+) -> None:
     openvino = import_openvino()
     model = openvino.convert_model(program)
+    model.reshape(openvino.PartialShape([-1, 3, *image_size]))
     model.inputs[0].get_tensor().set_names({"image"})
     for output, name in zip(model.outputs, ("anomaly_map", "score"), strict=True):
         output.get_tensor().set_names({name})

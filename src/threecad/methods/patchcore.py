@@ -34,34 +34,42 @@ Differences
         has its share of the memory. What is good in one place is a defect in another, and less is searched.
       - `whitened`: differences count in units of how good parts differ at one and the same place, by the covariance
         that all places have in common; `own_spread` adds how much they differ at the patch's own place.
+      - `score_share`: the score is the mean of the largest distances. A single patch is often odd on good parts, too.
       - `sampling = "k_means"`: the memory keeps means of alike patches, which are nearer to the next good one than any
         single patch is.
       - `dimensions = 0`: vectors keep one value a channel, which suits narrow backbones, with `strides` of three scales
         and no neighbourhood (`patch = 1`), lest small defects be averaged away.
+      - Good parts that were learnt from are scored as if they had been left out: their own patches are not compared
+        with; means, units and covariance are those of the others. Which patches are kept or grouped stays as it is.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from threecad.detector import Detector, Phase, Preset, StatisticsPhase
 from threecad.methods import METHODS
 from threecad.nets.candidates import Candidates
-from threecad.nets.gaussians import LEAST_VARIANCE, whitening
-from threecad.nets.maps import GaussianBlur, full_precision, upsample
-from threecad.nets.patch_memory import PatchMemory, greedy_coreset, k_means
+from threecad.nets.maps import GaussianBlur, upsample
+from threecad.nets.patch_memory import Known, PatchMemory, all_of, greedy_coreset, k_means
 from threecad.nets.patches import PatchFeatures
+from threecad.nets.place_units import PlaceUnits
 from threecad.nets.pyramid import Pyramid
+from threecad.nets.shared_whitening import SharedWhitening
 from threecad.records import Prediction
-from threecad.settings import BackboneConfig, Size
+from threecad.settings import AUTO, BackboneConfig, Size
 from threecad.synthesis import TextureSource
 
 STRIDE = 8  # image pixels between two patches
+
+MOST_PATCHES = 786_432
+"""That `quick` keeps: all of 768 parts of 65,536 pixels, in 0.55 GB."""
 
 
 class PatchCoreConfig(BackboneConfig):
@@ -85,10 +93,11 @@ class PatchCoreConfig(BackboneConfig):
     """Share of the good parts' patches that is kept."""
 
     memory_patches: int = Field(default=32_768, ge=1)
-    """Most patches that are kept. Each takes 4 bytes a dimension on disk and in memory."""
+    """Most patches that are kept; a fit makes no room for more than its images have. Each takes 4 bytes a dimension on
+    disk and in memory."""
 
     candidate_patches: int = Field(default=327_680, ge=1)
-    """Most patches that are chosen from. Each takes 8 bytes a dimension of memory while fitting."""
+    """Most patches that are chosen from. Each takes 16 bytes a dimension of memory while fitting."""
 
     sampling: Literal["coreset", "k_means"] = "coreset"
     """Keep a greedy coreset, or the means of groups of patches (ours)."""
@@ -102,14 +111,32 @@ class PatchCoreConfig(BackboneConfig):
     ridge: float = Field(default=0.001, gt=0)
     """Share of the mean variance that is added to every variance, where distances are whitened."""
 
-    own_spread: float = Field(default=0.0, ge=0, lt=1)
+    own_spread: float = Field(default=0.0, ge=0, le=1)
     """Share in a distance's unit of how much good parts differ at its own place, beside all places' mean (ours)."""
 
     neighbours: int = Field(default=9, ge=1)
-    """b: patches in memory that re-weight the score; 1 leaves it as the largest distance."""
+    """b: patches in memory that re-weight the score; 1 leaves it as it is."""
+
+    score_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the patches, those with the largest distances, whose mean is the score (ours); 0: the largest alone."""
 
     sigma_px: float = Field(default=4.0, gt=0)
     """Spread of the Gaussian filter of the map, in pixels of the input."""
+
+    @model_validator(mode="after")
+    def _one_score(self) -> Self:
+        if self.neighbours > 1 and self.score_share > 0:
+            raise ValueError("neighbours weight the largest distance alone; set score_share = 0 or neighbours = 1")
+        return self
+
+    def for_images(self, images: int) -> Self:
+        """The same with no room for patches that so many images do not have."""
+        if self.image_size == AUTO:
+            return self
+        patches = images * (self.image_size[0] // STRIDE) * (self.image_size[1] // STRIDE)
+        candidates = min(self.candidate_patches, patches)
+        kept = min(self.memory_patches, math.ceil(self.coreset_share * candidates))
+        return self.model_copy(update={"candidate_patches": candidates, "memory_patches": kept})
 
     @classmethod
     def tiny(cls) -> PatchCoreConfig:
@@ -129,25 +156,25 @@ class PatchCore(Detector):
     paper = METHODS.paper("patchcore")
     Config = PatchCoreConfig
     batch = 2
+    leaves_out = True
     quick = Preset(
         method={
             "strides": (4, 8, 16),
             "patch": 1,
             "dimensions": 0,
             "coreset_share": 1.0,
-            "candidate_patches": 262_144,
+            "candidate_patches": MOST_PATCHES,
+            "memory_patches": MOST_PATCHES,
             "sampling": "k_means",
             "neighbourhood_px": 8,
             "whitened": True,
-            "own_spread": 0.5,
+            "own_spread": 1.0,
             "neighbours": 1,
+            "score_share": 0.01,
         },
         training={"batch": 8},
     )
     config: PatchCoreConfig
-
-    whiten: Tensor | None  # W with W W^T = Σ^-1, (D, D); the identity until fitted
-    unit: Tensor  # (P,) in which distances are measured; 1 until fitted
 
     def __init__(self, config: PatchCoreConfig) -> None:
         super().__init__(config)
@@ -156,25 +183,48 @@ class PatchCore(Detector):
         self.height, self.width = (side // STRIDE for side in config.image_size)
         reach = None if config.neighbourhood_px is None else config.neighbourhood_px // STRIDE
         values = self.patches.values
-        self.memory = PatchMemory((self.height, self.width), values, config.memory_patches, reach)
-        self.candidates = Candidates(self.height * self.width, values, config.candidate_patches)
-        self.register_buffer("whiten", torch.eye(values) if config.whitened else None)
-        self.register_buffer("unit", torch.ones(self.height * self.width))
+        places = self.height * self.width
+        self.candidates = Candidates(places, values, config.candidate_patches)
+        rows = self.candidates.most_rows
+        self.memory = PatchMemory((self.height, self.width), values, config.memory_patches, rows, reach)
+        self.units = PlaceUnits(places, values, config.own_spread)
+        self.whiten = SharedWhitening(values, config.ridge) if config.whitened else None
         self.smooth = GaussianBlur(config.sigma_px, config.image_size)
 
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = distances, upsampled and smoothed; score = the largest, weighted by how rare its patch is."""
-        vectors = self._describe(image)
-        distances, rows = self.memory(vectors)
-        distances = distances / self.unit
+        return self._compare(self._describe(image), self.memory.everything(), self.units())
+
+    def left_out(self, image: Tensor) -> Prediction:
+        """The same for each image without its own patches."""
+        vectors, rows = self._describe(image), self.candidates.rows_of(image)
+        found = []
+        for own, row in zip(vectors, rows, strict=True):
+            known, units = self.memory.without(own, row), self.units.without(own, row >= 0)
+            turned = None
+            if self.whiten is not None:
+                turned = self.whiten.without((own - self.units.mean)[row >= 0], self.units.count[row >= 0])
+            found.append(self._compare(own.unsqueeze(0), known, units, turned))
+        return Prediction(*(torch.cat(values) for values in zip(*found, strict=True)))
+
+    def _compare(self, vectors: Tensor, known: Known, units: Tensor, turned: Tensor | None = None) -> Prediction:
+        """Map and score of vectors (B, P, D) beside what is known of good parts.
+
+        Args:
+            units: of distance at each place, (P,).
+            turned: as of the memory.
+        """
+        distances, rows = self.memory(vectors, known, turned)
+        distances = distances / units
         patch_map = distances.view(-1, 1, self.height, self.width)
-        anomaly_map = self.smooth(upsample(patch_map, image.shape[-2:], align_corners=False))
+        anomaly_map = self.smooth(upsample(patch_map, self.config.image_size, align_corners=False))
+        if self.config.neighbours == 1:
+            most = max(1, round(self.config.score_share * distances.shape[1]))
+            return Prediction(anomaly_map, distances.topk(most, dim=1).values.mean(dim=1))
         score, place = distances.max(dim=1, keepdim=True)
-        if self.config.neighbours > 1:
-            tested = vectors.gather(1, place.unsqueeze(2).expand(-1, -1, vectors.shape[2])).squeeze(1)
-            row = rows.gather(1, place).squeeze(1)
-            score = score * self.memory.rarity(tested, row, self.config.neighbours).unsqueeze(1)
-        return Prediction(anomaly_map, score.squeeze(1))
+        tested = vectors.gather(1, place.unsqueeze(2).expand(-1, -1, vectors.shape[2])).squeeze(1)
+        rarity = self.memory.rarity(tested, rows.gather(1, place).squeeze(1), self.config.neighbours, known)
+        return Prediction(anomaly_map, score.squeeze(1) * rarity)
 
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
         """Two passes over the good images: which parts there are, then their patches."""
@@ -195,47 +245,21 @@ class PatchCore(Detector):
     def _remember(self, patches: Tensor) -> None:
         """Fill the memory from the good parts' patches (P, rows, D)."""
         if self.whiten is not None:
-            self.whiten.copy_(whitening(shared_covariance(patches, self.config.ridge).unsqueeze(0))[0])
-            patches = patches @ self.whiten
-        self.unit.copy_(units(patches, self.config.own_spread))
+            self.whiten.learn(patches)
+            patches = self.whiten(patches)
+        self.units.learn(patches)
         cells, rows, _ = self.memory.bank.shape
         candidates = patches.view(cells, -1, patches.shape[2])
         count = candidates.shape[1]
         size = min(rows, max(1, round(self.config.coreset_share * count)))
         if size == count:
-            self.memory.keep(candidates)
-        elif self.config.sampling == "k_means":
-            self.memory.keep(k_means(candidates, size, self.candidates.generator()))
+            chosen = all_of(candidates)
         else:
-            chosen = greedy_coreset(candidates, size, self.candidates.generator())
-            self.memory.keep(candidates.gather(1, chosen.unsqueeze(2).expand(-1, -1, patches.shape[2])))
+            choose = k_means if self.config.sampling == "k_means" else greedy_coreset
+            chosen = choose(candidates, size, self.candidates.generator())
+        self.memory.keep(chosen)
 
     def _describe(self, image: Tensor) -> Tensor:
         """Vectors (B, P, D) of the patches, whitened where asked for."""
         vectors = self.patches(image).flatten(1, 2)
-        if self.whiten is None:
-            return vectors
-        with full_precision(vectors):
-            return vectors @ self.whiten
-
-
-def shared_covariance(patches: Tensor, ridge: float) -> Tensor:
-    """Σ (D, D) of patches (P, rows, D) about the mean of their own place, all places together.
-
-    Args:
-        ridge: share of the mean variance that is added to the diagonal.
-    """
-    away = (patches - patches.mean(dim=1, keepdim=True)).flatten(0, 1)
-    sigma = away.T @ away / max(len(away) - len(patches), 1)
-    least = ridge * sigma.diagonal().mean().clamp_min(LEAST_VARIANCE)
-    return sigma + least * torch.eye(len(sigma), device=sigma.device)
-
-
-def units(patches: Tensor, own: float) -> Tensor:
-    """In what distances are measured at each place, (P,): how much patches (P, rows, D) differ there, about 1.
-
-    Args:
-        own: share of a place's own variance in the square of its unit; the rest is 1, the mean of all.
-    """
-    variance = (patches - patches.mean(dim=1, keepdim=True)).square().mean(dim=(1, 2))
-    return (1 - own + own * variance / variance.mean().clamp_min(LEAST_VARIANCE)).sqrt()
+        return vectors if self.whiten is None else self.whiten(vectors)

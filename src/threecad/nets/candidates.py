@@ -22,6 +22,7 @@ from torch import Tensor, nn
 ADDRESS_BITS = 22
 MOST_PARTS = 4096  # that are chosen from; of more, a random choice
 NOBODY = 2**ADDRESS_BITS  # beyond every address
+CELLS_AT_ONCE = 64  # of the table, while its sums become means
 
 
 class Candidates(nn.Module):
@@ -68,14 +69,17 @@ class Candidates(nn.Module):
         shapes = {"patches": (self.positions, rows, self.values), "count": (self.positions, rows)}
         return {name: self.key.new_zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
 
+    def rows_of(self, image: Tensor) -> Tensor:
+        """The table's row (B, P) of each patch of images (B, 3, H, W); -1 where it has none."""
+        address = self._addresses_of(image)
+        rank = torch.searchsorted(self.addresses[: self._count()], address)
+        is_known = self.addresses[rank.clamp_max(MOST_PARTS - 1)] == address
+        return self._rows(rank).where(is_known.unsqueeze(1), -1)
+
     def add(self, sums: Mapping[str, Tensor], image: Tensor, vectors: Tensor) -> None:
         """Add the patches (B, P, D) of images (B, 3, H, W) where they have a row, in place."""
-        parts = self._count()
-        rank = torch.searchsorted(self.addresses[:parts], self._addresses_of(image)).unsqueeze(1)  # (B, 1)
-        turn = torch.randint(max(parts, 1), (self.positions,), generator=self.generator()).to(rank.device)
-        row = (rank + turn) % max(parts, 1)  # (B, P)
-        has_row = (row < sums["count"].shape[1]) & (rank < parts)  # a part beyond the last address is not chosen from
-        part, position = has_row.nonzero(as_tuple=True)
+        row = self._rows(torch.searchsorted(self.addresses[: self._count()], self._addresses_of(image)))
+        part, position = (row >= 0).nonzero(as_tuple=True)
         place = (position, row[part, position])
         sums["patches"].index_put_(place, vectors[part, position].double(), accumulate=True)
         sums["count"].index_put_(place, torch.ones_like(part, dtype=torch.float64), accumulate=True)
@@ -83,7 +87,16 @@ class Candidates(nn.Module):
     @staticmethod
     def gathered(sums: Mapping[str, Tensor]) -> Tensor:
         """The table's patches, (P, rows, D) float32."""
-        return (sums["patches"] / sums["count"].clamp_min(1).unsqueeze(2)).float()
+        cells = zip(sums["patches"].split(CELLS_AT_ONCE), sums["count"].split(CELLS_AT_ONCE), strict=True)
+        return torch.cat([(patches / count.clamp_min(1).unsqueeze(2)).float() for patches, count in cells])
+
+    def _rows(self, rank: Tensor) -> Tensor:
+        """The table's row (B, P) of each patch of the parts of these ranks; -1 where it has none."""
+        parts = self._count()
+        turn = torch.randint(max(parts, 1), (self.positions,), generator=self.generator()).to(rank.device)
+        rank = rank.unsqueeze(1)
+        row = (rank + turn) % max(parts, 1)
+        return row.where((row < self.most_rows) & (rank < parts), -1)  # not chosen from: beyond the last address
 
     def _count(self) -> int:
         return int((self.addresses < NOBODY).sum())

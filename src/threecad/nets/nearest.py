@@ -17,7 +17,7 @@ from threecad.nets.candidates import Candidates
 from threecad.nets.gaussians import LEAST_VARIANCE, whitening
 from threecad.nets.halves import HALVES, from_halves, half_of
 from threecad.nets.maps import full_precision, upsample
-from threecad.nets.patch_memory import PatchMemory, k_means
+from threecad.nets.patch_memory import PatchMemory, all_of, k_means
 from threecad.nets.sums import joined, of_part
 
 STRIDE = 8  # image pixels between two patches
@@ -50,8 +50,11 @@ class NearestPatches(nn.Module):
         self.grid = (image_size[0] // STRIDE, image_size[1] // STRIDE)
         positions = self.grid[0] * self.grid[1]
         self.register_buffer("whiten", torch.eye(values))
-        self.memories = nn.ModuleList(PatchMemory(self.grid, values, patches // HALVES, reach=0) for _ in range(HALVES))
         self.candidates = nn.ModuleList(Candidates(positions, values, candidates // HALVES) for _ in range(HALVES))
+        self.memories = nn.ModuleList(
+            PatchMemory(self.grid, values, patches // HALVES, max(1, candidates // HALVES // positions), reach=0)
+            for _ in range(HALVES)
+        )
 
     def forward(self, features: Sequence[Tensor], reach: int, learnt: Tensor | None = None) -> Tensor:
         """Root mean squares over values (B, 1, h, w), about 1 on good parts, of the distances from the nearest.
@@ -63,7 +66,7 @@ class NearestPatches(nn.Module):
         """
         with full_precision(features[0]):
             vectors = self._vectors(features) @ self.whiten
-        distances = from_halves([half.memory(vectors, reach)[0] for half in self._halves()], learnt)
+        distances = from_halves([half.memory(vectors, reach=reach)[0] for half in self._halves()], learnt)
         return distances.unflatten(1, self.grid).unsqueeze(1) / len(self.whiten) ** 0.5
 
     def empty_counts(self) -> dict[str, Tensor]:
@@ -100,7 +103,7 @@ class NearestPatches(nn.Module):
             patches = table @ self.whiten
             rows = half.memory.bank.shape[1]
             fits = patches.shape[1] <= rows
-            half.memory.keep(patches if fits else k_means(patches, rows, half.candidates.generator()))
+            half.memory.keep(all_of(patches) if fits else k_means(patches, rows, half.candidates.generator()))
 
     def _halves(self) -> Iterator[_Half]:
         for memory, candidates in zip(self.memories, self.candidates, strict=True):

@@ -1,10 +1,13 @@
 """A memory of good parts' patches, and the nearest of them to a part's own.
 
 The memory is one for the whole part (PatchCore), or one a position of its grid (ours), which is then searched at the
-positions around. Patches are chosen for it by greedy coresets or by k-means.
+positions around. Patches are chosen for it by greedy coresets or by k-means. It knows which of its patches came from
+which candidate, so that any good part can be compared with all the others.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +23,21 @@ PROJECTED = 128  # values to which vectors are projected while a greedy coreset 
 ROUNDS = 8  # of Lloyd's algorithm
 
 
+class Chosen(NamedTuple):
+    """What is kept of the candidates (cells, N, D)."""
+
+    patches: Tensor  # (cells, kept, D)
+    members: Tensor  # (cells, N): the row of its cell in which a candidate is remembered, -1 for nowhere
+    sizes: Tensor  # (cells, kept): of how many candidates a patch is the mean
+
+
+class Known(NamedTuple):
+    """The patches that are compared with."""
+
+    bank: Tensor  # (cells, rows, D)
+    squares: Tensor  # (cells, rows): the squared length of each; `NOWHERE` where no patch is kept
+
+
 class PatchMemory(nn.Module):
     """Patches of good parts, (cells, rows, D): one cell for all positions, or one for each.
 
@@ -27,35 +45,80 @@ class PatchMemory(nn.Module):
         grid: height and width of the grid of patches.
         values: D, length of a patch's vector.
         patches: most patches that are kept, over all cells together; each cell keeps one at least.
+        candidates: most patches a position that are chosen from.
         reach: how many positions away a patch may be remembered to be compared with; None: anywhere.
     """
 
     bank: Tensor  # (cells, rows, D)
-    squares: Tensor  # (cells, rows): the squared length of each; `NOWHERE` where no patch is kept
+    squares: Tensor  # (cells, rows)
+    sizes: Tensor  # (cells, rows): of how many candidates each is the mean; 0 where no patch is kept
+    members: Tensor  # (positions, candidates): row, over all cells, in which each is remembered; -1 for nowhere
 
-    def __init__(self, grid: tuple[int, int], values: int, patches: int, reach: int | None) -> None:
+    def __init__(self, grid: tuple[int, int], values: int, patches: int, candidates: int, reach: int | None) -> None:
         super().__init__()
         self.height, self.width = grid
         self.reach = reach
-        cells = 1 if reach is None else self.height * self.width
+        positions = self.height * self.width
+        cells = 1 if reach is None else positions
         self.register_buffer("bank", torch.zeros(cells, max(1, patches // cells), values))
         self.register_buffer("squares", torch.full(self.bank.shape[:2], NOWHERE))
+        self.register_buffer("sizes", torch.zeros(self.bank.shape[:2], dtype=torch.int32))
+        self.register_buffer("members", torch.full((positions, candidates), -1, dtype=torch.int32))
 
-    def forward(self, vectors: Tensor, reach: int | None = None) -> tuple[Tensor, Tensor]:
+    def everything(self) -> Known:
+        """All that is remembered."""
+        return Known(self.bank, self.squares)
+
+    def without(self, vectors: Tensor, rows: Tensor) -> Known:
+        """What would be remembered of the same choice without a part: its patches are gone, means are of the others.
+
+        Where nothing else is left to be compared with, the only part there was stays near to itself.
+
+        Args:
+            vectors: the part's patches, (P, D).
+            rows: among the candidates of their positions, (P,); -1 for a patch that was none.
+        """
+        row = self.members.gather(1, rows.clamp_min(0).unsqueeze(1)).squeeze(1).long()
+        is_kept = (rows >= 0) & (row >= 0)
+        changed, which, taken = row[is_kept].unique(return_inverse=True, return_counts=True)
+        total = vectors.new_zeros(len(changed), vectors.shape[1]).index_add_(0, which, vectors[is_kept])
+        size = self.sizes.flatten()[changed]
+        left = (size - taken).unsqueeze(1)
+        bank, squares = self.bank, self.squares.flatten().clone()
+        squares[changed] = NOWHERE
+        if bool((left > 0).any()):  # means; a copy of the memory is needed for nothing else
+            patches = bank.flatten(0, 1)[changed]
+            others = (size.unsqueeze(1) * patches - total) / left.clamp_min(1)
+            bank = bank.flatten(0, 1).index_copy(0, changed, others).view_as(bank)
+            squares[changed] = others.square().sum(dim=1).where(left.squeeze(1) > 0, NOWHERE)
+        return Known(bank, squares.view_as(self.squares))
+
+    def forward(
+        self,
+        vectors: Tensor,
+        known: Known | None = None,
+        turned: Tensor | None = None,
+        reach: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Distance of each patch from the nearest one in memory, and that one's row: (B, P) twice.
 
         The nearest is found by products, whose differences of large numbers are rounded; its distance is then measured.
 
         Args:
             vectors: (B, P, D), row by row of the grid.
+            known: compared with these instead of everything.
+            turned: (D, D); differences are measured behind it. The nearest is the same.
             reach: in the place of the memory's own, for a memory a position.
         """
+        known = known or self.everything()
         reach = self.reach if reach is None else reach
         with full_precision(vectors):
-            rows = self._nearest_anywhere(vectors) if reach is None else self._nearest_around(vectors, reach)
-            return torch.linalg.vector_norm(vectors - self._patches(rows), dim=2), rows
+            rows = _nearest_anywhere(vectors, known) if reach is None else self._nearest_around(vectors, known, reach)
+            away = vectors - _in_rows(known, rows)
+            return torch.linalg.vector_norm(away if turned is None else away @ turned, dim=2), rows
 
-    def rarity(self, tested: Tensor, row: Tensor, neighbours: int) -> Tensor:
+    @staticmethod
+    def rarity(tested: Tensor, row: Tensor, neighbours: int, known: Known) -> Tensor:
         """1 - exp|m_test - m*| / Σ_m exp|m_test - m| over the b patches m next to m* (eq. 7), (B,).
 
         It is least where m*, the nearest to m_test, lies among others as near, and so is no rare patch.
@@ -64,43 +127,44 @@ class PatchMemory(nn.Module):
             tested: m_test, (B, D).
             row: of m*, (B,).
             neighbours: b; m* is one of them.
+            known: where the neighbours are looked for.
         """
         with full_precision(tested):
-            nearest = self._patches(row)
-            closeness = self.squares.flatten() - 2 * nearest @ self.bank.flatten(0, 1).T
+            nearest = _in_rows(known, row)
+            closeness = known.squares.flatten() - 2 * nearest @ known.bank.flatten(0, 1).T
             closeness, around = closeness.topk(min(neighbours, closeness.shape[1]), dim=1, largest=False)
-            distances = torch.linalg.vector_norm(tested.unsqueeze(1) - self._patches(around), dim=2)
+            distances = torch.linalg.vector_norm(tested.unsqueeze(1) - _in_rows(known, around), dim=2)
             distances = distances.masked_fill(
                 closeness > NOWHERE / 2, -torch.inf
             )  # fewer patches are kept than asked for
             distance = torch.linalg.vector_norm(tested - nearest, dim=1)
             return (1 - (distance - distances.logsumexp(dim=1)).exp()).clamp_min(0)
 
-    def keep(self, patches: Tensor) -> None:
-        """Fill the memory with patches (cells, kept, D), of which there may be fewer than rows."""
+    def keep(self, chosen: Chosen) -> None:
+        """Fill the memory with what was chosen, of which there may be less than room."""
+        patches, members, sizes = chosen
+        kept, (cells, rows) = patches.shape[1], self.squares.shape
         self.bank.zero_()
-        self.bank[:, : patches.shape[1]] = patches
+        self.bank[:, :kept] = patches
         self.squares.fill_(NOWHERE)
-        self.squares[:, : patches.shape[1]] = patches.square().sum(dim=2)
+        self.squares[:, :kept] = patches.square().sum(dim=2).where(sizes > 0, NOWHERE)
+        self.sizes.zero_()
+        self.sizes[:, :kept] = sizes
+        first = rows * torch.arange(cells, device=members.device).unsqueeze(1)  # row of each cell, over all cells
+        members = torch.where(members >= 0, members + first, -1).view(len(self.members), -1)
+        self.members.fill_(-1)
+        self.members[:, : members.shape[1]] = members
 
-    def _patches(self, rows: Tensor) -> Tensor:
-        """The remembered patches (..., D) in these rows (...), counted over all cells."""
-        return self.bank.flatten(0, 1)[rows]
-
-    def _nearest_anywhere(self, vectors: Tensor) -> Tensor:
-        """Row (B, P) of the nearest patch of the only cell."""
-        return nearest(vectors.flatten(0, 1).unsqueeze(0), self.bank, self.squares)[1].view(vectors.shape[:2])
-
-    def _nearest_around(self, vectors: Tensor, reach: int) -> Tensor:
+    def _nearest_around(self, vectors: Tensor, known: Known, reach: int) -> Tensor:
         """Row (B, P), over all cells, of the nearest patch at most `reach` positions away.
 
         Each cell is compared with all patches around it at once, so that it is read from memory once.
         """
         images, side = vectors.shape[0], 2 * reach + 1  # `len` would tie an exported program to one batch
-        height, width, rows = self.height, self.width, self.bank.shape[1]
+        height, width, rows = self.height, self.width, known.bank.shape[1]
         padded = F.pad(vectors.unflatten(1, (height, width)), (0, 0, reach, reach, reach, reach))
         around = padded.unfold(1, side, 1).unfold(2, side, 1).permute(1, 2, 4, 5, 0, 3)  # (h, w, side, side, B, D)
-        closeness, row = nearest(around.reshape(height * width, side**2 * images, -1), self.bank, self.squares)
+        closeness, row = nearest(around.reshape(height * width, side**2 * images, -1), *known)
         cell = torch.arange(height * width, device=row.device).unsqueeze(1)
         seen = [value.view(height, width, side, side, images) for value in (closeness, row + rows * cell)]
         # The patch at (y, x) was seen by the cell at (y - i + reach, x - j + reach) as its neighbour (i, j).
@@ -118,6 +182,16 @@ class PatchMemory(nn.Module):
         )
         best = closeness.argmin(dim=0, keepdim=True)
         return row.gather(0, best).squeeze(0).flatten(1)
+
+
+def _nearest_anywhere(vectors: Tensor, known: Known) -> Tensor:
+    """Row (B, P) of the nearest patch of the only cell."""
+    return nearest(vectors.flatten(0, 1).unsqueeze(0), *known)[1].view(vectors.shape[:2])
+
+
+def _in_rows(known: Known, rows: Tensor) -> Tensor:
+    """The patches (..., D) in these rows (...), counted over all cells."""
+    return known.bank.flatten(0, 1)[rows]
 
 
 def nearest(vectors: Tensor, patches: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,8 +216,8 @@ def nearest(vectors: Tensor, patches: Tensor, squares: Tensor) -> tuple[Tensor, 
     return closeness.gather(0, best).squeeze(0), row.gather(0, best).squeeze(0)
 
 
-def greedy_coreset(candidates: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Rows (cells, size) of the patches chosen one after another, each the farthest from those chosen before (eq. 5).
+def greedy_coreset(candidates: Tensor, size: int, generator: torch.Generator) -> Chosen:
+    """Patches chosen one after another, each the farthest from those chosen before (eq. 5).
 
     Distances are those of random projections of the vectors. The first is farthest from ten random patches in the mean;
     that mean also counts as each patch's distance from what is chosen, as in the authors' code.
@@ -152,42 +226,59 @@ def greedy_coreset(candidates: Tensor, size: int, generator: torch.Generator) ->
         candidates: (cells, N, D).
     """
     cells, count, values = candidates.shape
+    projected = candidates
     if values > PROJECTED:
         projection = torch.randn(values, PROJECTED, generator=generator) / PROJECTED**0.5
-        candidates = candidates @ projection.to(candidates)
-    squares = candidates.square().sum(dim=2)
+        projected = candidates @ projection.to(candidates)
+    squares = projected.square().sum(dim=2)
     cell = torch.arange(cells, device=candidates.device)
 
     def squared_distances(centres: Tensor) -> Tensor:
         """(cells, N, centres) of the centres (cells, centres, D)."""
         others = centres.square().sum(dim=2).unsqueeze(1)
-        products = torch.baddbmm(others, candidates, centres.transpose(1, 2), alpha=-2)
+        products = torch.baddbmm(others, projected, centres.transpose(1, 2), alpha=-2)
         return products.add_(squares.unsqueeze(2)).clamp_min_(0)
 
     starts = torch.randperm(count, generator=generator)[:STARTS].to(candidates.device)
-    distances = squared_distances(candidates[:, starts]).sqrt().mean(dim=2).square()
+    distances = squared_distances(projected[:, starts]).sqrt().mean(dim=2).square()
     chosen = torch.empty(cells, size, dtype=torch.int64, device=candidates.device)
     for i in range(size):
         chosen[:, i] = distances.argmax(dim=1)
-        latest = candidates[cell, chosen[:, i]].unsqueeze(1)
+        latest = projected[cell, chosen[:, i]].unsqueeze(1)
         distances = torch.minimum(distances, squared_distances(latest).squeeze(2))
-    return chosen
+    return these(candidates, chosen)
 
 
-def k_means(candidates: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Centres (cells, size, D) of the candidates (cells, N, D) by Lloyd's algorithm, from a random choice of them.
+def all_of(candidates: Tensor) -> Chosen:
+    """Every candidate (cells, N, D), as it is."""
+    cells, count = candidates.shape[:2]
+    return these(candidates, torch.arange(count, device=candidates.device).expand(cells, -1))
 
-    A centre to which nothing is nearest stays where it is.
+
+def these(candidates: Tensor, chosen: Tensor) -> Chosen:
+    """The candidates (cells, N, D) in the chosen rows (cells, kept), as they are."""
+    cells, count = candidates.shape[:2]
+    order = torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen)
+    members = chosen.new_full((cells, count), -1).scatter_(1, chosen, order)
+    patches = candidates.gather(1, chosen.unsqueeze(2).expand(-1, -1, candidates.shape[2]))
+    return Chosen(patches, members, torch.ones_like(chosen))
+
+
+def k_means(candidates: Tensor, size: int, generator: torch.Generator) -> Chosen:
+    """Means of alike candidates (cells, N, D) by Lloyd's algorithm, which starts from a random choice of them.
+
+    One to which no candidate is nearest counts none, and is not remembered.
     """
     first = torch.randperm(candidates.shape[1], generator=generator)[:size].to(candidates.device)
-    return torch.cat([_lloyd(some, some[:, first]) for some in candidates.split(CELLS_AT_ONCE)])
+    parts = [_lloyd(some, some[:, first]) for some in candidates.split(CELLS_AT_ONCE)]
+    return Chosen(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
-def _lloyd(candidates: Tensor, centres: Tensor) -> Tensor:
+def _lloyd(candidates: Tensor, centres: Tensor) -> Chosen:
     for _ in range(ROUNDS):
         squares = centres.square().sum(dim=2)
         row = torch.cat([nearest(part, centres, squares)[1] for part in candidates.split(ROWS_AT_ONCE, dim=1)], dim=1)
-        count = torch.zeros_like(squares).scatter_add_(1, row, torch.ones_like(row, dtype=squares.dtype)).unsqueeze(2)
+        sizes = row.new_zeros(squares.shape).scatter_add_(1, row, torch.ones_like(row))
         total = torch.zeros_like(centres).scatter_add_(1, row.unsqueeze(2).expand_as(candidates), candidates)
-        centres = torch.where(count > 0, total / count.clamp_min(1), centres)
-    return centres
+        centres = torch.where(sizes.unsqueeze(2) > 0, total / sizes.clamp_min(1).unsqueeze(2), centres)
+    return Chosen(centres, row, sizes)

@@ -1,4 +1,4 @@
-"""Feature pyramids: a timm backbone seen as feature maps, fine to coarse."""
+"""Feature pyramids: a timm backbone, convolutional or a transformer, seen as feature maps, fine to coarse."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from threecad.errors import SettingsError, did_you_mean
+from threecad.nets.tokens import TokenMaps
 from threecad.nets.weights import WeightFile, find_weights, load_into
 
 NON_NEGATIVE = (
@@ -54,11 +55,12 @@ class Pyramid(nn.Module):
         self.signed = not has_no_negative_features(backbone)
         self.file: WeightFile | None = find_weights(backbone, weights)
         if self.file is not None:
-            load_into(self.network, self.file, backbone)
+            published = self.network.network if isinstance(self.network, TokenMaps) else self.network
+            load_into(published, self.file, backbone)
         self.network.requires_grad_(trainable)
-        config = self.network.default_cfg
-        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
+        mean, std = _normalisation(backbone)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.train(trainable)
 
     def train(self, mode: bool = True) -> Pyramid:
@@ -70,6 +72,12 @@ class Pyramid(nn.Module):
         return [features.float() for features in self.network((image - self.mean) / self.std)]
 
 
+def pretrained_pyramids(network: nn.Module) -> dict[str, Pyramid]:
+    """The pyramids inside a network whose weights are those of a file, and stay so, by name."""
+    named = {name: part for name, part in network.named_modules() if isinstance(part, Pyramid)}
+    return {name: part for name, part in named.items() if part.file is not None and not part.trainable}
+
+
 def has_no_negative_features(backbone: str) -> bool:
     """Whether the features of this timm backbone are known to leave a ReLU."""
     architecture = backbone.partition(".")[0]
@@ -77,10 +85,13 @@ def has_no_negative_features(backbone: str) -> bool:
 
 
 def _feature_network(backbone: str, strides: Sequence[int]) -> tuple[Any, list[int]]:
-    """timm's network cut behind the last of `strides`, and its channels there."""
+    """timm's network, without what comes behind the last of `strides`, and its channels there."""
     import timm
 
     reductions = _reductions(backbone)
+    if len(reductions) > 1 == len(set(reductions)):  # a transformer
+        transformer: Any = timm.create_model(backbone, pretrained=False, num_classes=0, dynamic_img_size=True)
+        return TokenMaps(transformer, backbone, strides), [int(transformer.embed_dim)] * len(strides)
     missing = [stride for stride in strides if stride not in reductions]
     if missing:
         raise SettingsError(
@@ -92,9 +103,15 @@ def _feature_network(backbone: str, strides: Sequence[int]) -> tuple[Any, list[i
     last = getattr(network, "_stage_out_idx", None)  # private: timm's EfficientNets keep the stages behind the last
     if last and hasattr(network, "blocks"):  # feature and compute them; where this attribute is gone, so is the saving
         network.blocks = network.blocks[: max(last)]
-    published: Any = timm.get_pretrained_cfg(backbone)
-    network.default_cfg = published.to_dict()
     return network, network.feature_info.channels()
+
+
+def _normalisation(backbone: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and spread of the colours, in [0, 1], by which the backbone's images were normalised."""
+    import timm
+
+    published: Any = timm.get_pretrained_cfg(backbone)
+    return published.mean, published.std
 
 
 @functools.cache

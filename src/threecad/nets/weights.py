@@ -91,10 +91,10 @@ def import_weights(path: Path, tag: str) -> WeightFile:
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     try:
         with torch.device("meta"):  # names and shapes are all that is compared
-            network = timm.create_model(tag, pretrained=False, features_only=True)
+            network: nn.Module = timm.create_model(tag, pretrained=False, features_only=True)
     except (RuntimeError, AttributeError) as error:
         raise WeightsError(f"'{tag}' gives no feature maps and cannot be a backbone: {error}") from None
-    _matching(network, tensors, path, tag)
+    _matching(getattr(network, "model", network), tensors, path, tag)  # timm wraps a transformer once more
     file = _store(tensors)
     _write_entry(cache_folder("weights") / f"{tag}.json", file, path.name)
     return file

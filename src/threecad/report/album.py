@@ -90,9 +90,13 @@ def _picture(seen: Seen, scale: Scale) -> bytes:
     pixels = resize_image(seen.pixels, size)
     mask = resize_map(seen.mask, size) > 0  # so that the smallest defect stays visible
     anomaly_map = resize_map(seen.found.anomaly_map, size)
-    whole = side_by_side(pixels, mask, anomaly_map, scale)
+    return as_jpeg(Image.fromarray(side_by_side(pixels, mask, anomaly_map, scale)))
+
+
+def as_jpeg(picture: Image.Image) -> bytes:
+    """The file of a picture inside the page."""
     buffer = io.BytesIO()
-    Image.fromarray(whole).save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    picture.save(buffer, "JPEG", quality=QUALITY, optimize=True)
     return buffer.getvalue()
 
 

@@ -14,13 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from threecad.evaluation import TITLES, evaluate_run
+from threecad.data.readers import read_category
+from threecad.evaluation import TITLES, Seen, choose_categories, evaluate_run
 from threecad.files import write_text
-from threecad.methods import METHODS
+from threecad.inference import load
+from threecad.methods import METHODS, row_name
 from threecad.metrics.image import image_scores
-from threecad.report.album import Album, Part, category_of, choose, is_mistake
+from threecad.predictor import Predictor
+from threecad.report.album import Album, Part, as_jpeg, category_of, choose, is_mistake
 from threecad.report.curves import curve_path, histogram, precision_recall, roc, training_curves
+from threecad.report.sheet import MOST, Maps, SheetParts, compose
 from threecad.runs import RunFolder, RunRecord
 from threecad.verdicts import Verdicts, scores_plot
 
@@ -34,22 +39,49 @@ CONFESSION = (
 )
 
 
-def report_run(run: Path, root: Path, names: Sequence[str] = (), *, file: Path, **options: Any) -> dict[str, Any]:
-    """As `evaluate_run`, with its options, and the page, written to `file`."""
+def report_run(
+    run: Path, root: Path, names: Sequence[str] = (), *, file: Path, beside: Sequence[Path] = (), **options: Any
+) -> dict[str, Any]:
+    """As `evaluate_run`, with its options, and the page, written to `file`.
+
+    Args:
+        beside: runs of the same categories whose maps stand on the page's sheet, too.
+
+    Raises:
+        DataError: one of them has not learnt the categories.
+    """
     folder = RunFolder(run)
-    album = Album(folder.read_record(), folder.read_verdicts())
-    scores = evaluate_run(run, root, names, on_image=album.add, **options)
-    write_report(file, scores, album, folder.metrics_file)
+    record = folder.read_record()
+    album = Album(record, folder.read_verdicts())
+    tests = {name: read_category(root, name).test for name in choose_categories(record, root, names)}
+    parts = SheetParts(tests.values(), each=max(1, MOST // len(tests)))
+
+    def on_image(seen: Seen) -> None:
+        album.add(seen)
+        parts.add(seen)
+
+    for other in beside:  # before the work, not after it
+        choose_categories(RunFolder(other).read_record(), root, list(tests))
+    scores = evaluate_run(run, root, names, on_image=on_image, **options)
+    rows = {_title(record): parts.maps}
+    for other in beside:
+        title = _title(RunFolder(other).read_record())
+        maps = _maps_of(load(other, device=options.get("device")), parts)
+        rows[title if title not in rows else f"{title}\n{other.name}"] = maps
+    write_report(file, scores, album, folder.metrics_file, compose(rows) if parts.maps else None)
     return scores
 
 
-def write_report(file: Path, scores: dict[str, Any], album: Album, log: Path | None = None) -> None:
+def write_report(
+    file: Path, scores: dict[str, Any], album: Album, log: Path | None = None, sheet: Image.Image | None = None
+) -> None:
     """The page of an evaluation; opens from disk, needs nothing else.
 
     Args:
         scores: the content of `scores.json`.
         album: filled by that evaluation.
         log: metrics.csv of the fit, for the curves of its training.
+        sheet: maps of one or several methods side by side.
 
     Raises:
         FileError: the file cannot be written.
@@ -62,12 +94,24 @@ def write_report(file: Path, scores: dict[str, Any], album: Album, log: Path | N
     )
     environment.filters["per_cent"] = lambda value: "–" if value is None else f"{100 * value:.1f}"
     environment.filters["inline"] = lambda jpeg: "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
-    write_text(
-        file,
-        environment.from_string(source).render(
-            _content(scores, album) | {"training": training_curves(log) if log else []}
-        ),
-    )
+    content = _content(scores, album)
+    content |= {"training": training_curves(log) if log else [], "sheet": as_jpeg(sheet) if sheet else None}
+    write_text(file, environment.from_string(source).render(content))
+
+
+def _maps_of(predictor: Predictor, parts: SheetParts) -> Maps:
+    """What another run finds in the parts of a sheet."""
+    found: Maps = {}
+    for image, place in parts.chosen.items():
+        if place in parts.maps:
+            category = category_of(predictor.verdicts, place.rpartition("/")[0])
+            found[place] = {**parts.maps[place], "map": predictor(image, category).anomaly_map}
+    return found
+
+
+def _title(record: RunRecord) -> str:
+    """The method's name as in tables, what is ours in a line of its own."""
+    return row_name(record.method, record.settings["method"]).replace(", ", ",\n")
 
 
 def judged(parts: Sequence[Part], verdicts: Verdicts) -> tuple[list[Part], list[str]]:

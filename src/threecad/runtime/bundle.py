@@ -1,9 +1,9 @@
 """What lies in a bundle, and the record that says what it is.
 
-BUNDLE/bundle.json          method, image size, tiles, conditions, versions, and the SHA-256 of every other file
+BUNDLE/bundle.json          method, image size, tiles, conditions, versions, SHA-256 of all files but verdict.toml
        detector.onnx        or detector.xml and detector.bin
        good.json            the good parts that verdicts stand on
-       verdict.toml         how many of them may be rejected or set aside
+       verdict.toml         how many of them may be rejected or set aside: the engineer's, and no part of the proof
        roi.png              the region of interest, where there is one
        proof.json           the trained and the exported detector side by side, picture by picture
        maps.npz             the trained detector's maps of the pictures that travel along
@@ -19,13 +19,13 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from threecad.errors import BundleError
-from threecad.files import file_sha256
+from threecad.files import file_sha256, read_record
 from threecad.framing import Framing, Region, Tiles
 
-FORMAT = 1
+FORMAT = 2
 """Version of the bundle; a reader refuses any other."""
 
 PREPROCESSING = "decoded and resized by Pillow, bilinear with antialiasing; RGB / 255 as float32 (batch, 3, H, W)"
@@ -56,7 +56,7 @@ class BundleRecord(BaseModel):
     conditions: dict[str, str | int | float | bool | None]  # what scores depend on; also those of good.json
     fit: dict[str, Any]  # how the run came about
     versions: dict[str, str]  # of the libraries that made the bundle
-    files: dict[str, str]  # SHA-256 of every other file, by its place in the bundle
+    files: dict[str, str]  # SHA-256 of every file but this and verdict.toml, by its place in the bundle
     sha256: str = ""  # of this record without this field
 
 
@@ -78,22 +78,18 @@ class Bundle:
             BundleError: it is missing, not ours, changed, or of another version.
         """
         try:
-            content = json.loads(self.record_file.read_text(encoding="utf-8"))
+            record = read_record(
+                self.record_file,
+                BundleRecord,
+                what="bundle",
+                version=FORMAT,
+                error=BundleError,
+                otherwise="export it again",
+            )
         except FileNotFoundError:
             raise BundleError(
                 f"expected a bundle with bundle.json at {self.path}, found none; `threecad export` makes one"
             ) from None
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{self.record_file} is not readable: {error}") from None
-        version = content.get("format") if isinstance(content, dict) else None
-        if version != FORMAT:
-            raise BundleError(f"{self.record_file}: expected bundle format {FORMAT}, found {version}; export it again")
-        try:
-            record = BundleRecord.model_validate(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise BundleError(f"{self.record_file} is damaged: {where}: {first['msg']}") from None
         if record.sha256 != digest(record):
             raise BundleError(f"{self.record_file} was changed after the export; export the run again")
         return record

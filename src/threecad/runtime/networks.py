@@ -17,12 +17,13 @@ import numpy as np
 from threecad.errors import BundleError, DataError, SettingsError
 from threecad.predictor import Network
 from threecad.runtime.bundle import BundleRecord
+from threecad.threads import asked_threads
 
 LIBRARIES = {"onnx": "onnxruntime", "openvino": "openvino"}
 """What runs the bundles of each backend; also the name of its extra in the installation."""
 
 SETTINGS: dict[str, dict[str, str]] = {
-    "onnx": {},
+    "onnx": {"session.intra_op.allow_spinning": "0"},  # a thread that waits leaves its processor to other programs
     "openvino": {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"},
 }
 """What a new bundle says its backend is to be told."""
@@ -34,12 +35,15 @@ class OnnxNetwork:
     precision = "float32"
     device = "cpu"
 
-    def __init__(self, file: Path, image_size: tuple[int, int]) -> None:
+    def __init__(self, file: Path, image_size: tuple[int, int], settings: dict[str, str]) -> None:
         runtime = import_onnxruntime()
         self.image_size = image_size
         self.engine = f"onnxruntime {runtime.__version__}"
         options = runtime.SessionOptions()
         options.log_severity_level = 3  # errors
+        options.intra_op_num_threads = asked_threads() or 0  # 0 is one a processor
+        for name, value in settings.items():
+            options.add_session_config_entry(name, value)
         try:
             self.session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library's own exceptions have no common root
@@ -64,8 +68,10 @@ class OpenVINONetwork:
         if device.upper() not in core.available_devices:
             known = ", ".join(name.lower() for name in core.available_devices)
             raise SettingsError(f"expected a device that OpenVINO finds on this machine ({known}), found '{device}'")
+        threads = asked_threads() if device.upper() == "CPU" else None
+        told = settings | ({"INFERENCE_NUM_THREADS": str(threads)} if threads else {})
         try:
-            self.model = core.compile_model(str(file), device.upper(), settings)
+            self.model = core.compile_model(str(file), device.upper(), told)
         except Exception as error:
             raise BundleError(f"{file}: {self.engine} cannot open it: {_first_line(error)}") from None
         self.of_thread = threading.local()  # a request serves one thread at a time
@@ -92,7 +98,7 @@ def open_network(file: Path, record: BundleRecord, device: str | None, precision
         return OpenVINONetwork(file, record.image_size, device or "cpu", record.settings)
     if device not in (None, "auto", "cpu"):
         raise SettingsError(f"a bundle for ONNX Runtime runs on the cpu, found --device {device}")
-    return OnnxNetwork(file, record.image_size)
+    return OnnxNetwork(file, record.image_size, record.settings)
 
 
 def unit_range(pixels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:

@@ -16,7 +16,7 @@ from threecad.errors import BundleError
 from threecad.files import file_sha256
 from threecad.images import read_image
 from threecad.predictor import Found, Predictor
-from threecad.verdicts import FEWEST_PARTS, Verdicts
+from threecad.verdicts import FEWEST_PARTS, Verdicts, VerdictSettings
 
 UNUSUAL = "unusual"
 """What a part is called above the threshold that stands in where there are too few good parts for a verdict."""
@@ -82,6 +82,7 @@ class Proof(BaseModel):
     exported: Ran
     good_parts: str  # which ones
     defective_parts: str
+    budgets: VerdictSettings
     thresholds_from: str
     thresholds: dict[str, dict[str, float]]  # by category
     largest_score_difference: float
@@ -194,6 +195,7 @@ def prove(
     compared: list[Compared],
     trained: Ran,
     exported: Ran,
+    budgets: VerdictSettings,
     thresholds: Mapping[str, Thresholds],
     thresholds_from: str,
     good_parts: str,
@@ -210,6 +212,7 @@ def prove(
     return Proof(
         trained=trained,
         exported=exported,
+        budgets=budgets,
         good_parts=good_parts,
         defective_parts=defective_parts,
         thresholds_from=thresholds_from,

@@ -11,11 +11,12 @@ import numpy as np
 from pydantic import ValidationError
 
 from threecad.errors import BundleError
-from threecad.files import file_sha256
+from threecad.files import file_sha256, first_fault
 from threecad.images import IMAGE_SUFFIXES
 from threecad.runtime import load
 from threecad.runtime.bundle import Bundle
-from threecad.runtime.proof import Picture, Proof, compare, look, prove, ran
+from threecad.runtime.proof import Picture, Proof, compare, look, prove, ran, thresholds_of
+from threecad.verdicts import Verdicts, VerdictSettings
 
 
 def verify(folder: Path, pictures: Path | None = None) -> Proof:
@@ -39,6 +40,7 @@ def verify(folder: Path, pictures: Path | None = None) -> Proof:
         whose = "travel with this bundle" if pictures is None else f"lie in {pictures}"
         raise BundleError(f"expected pictures of the proof, found that none {whose}; name a folder that holds them")
     again = [Picture(file, known[sha].image, known[sha].kind, known[sha].category) for sha, file in chosen]
+    thresholds = _thresholds_now(before, predictor.verdicts)
     maps = _read_maps(bundle)
     compared = compare(
         again,
@@ -46,14 +48,15 @@ def verify(folder: Path, pictures: Path | None = None) -> Proof:
         [maps.get(sha) for sha, _ in chosen],
         look(predictor, [file for _, file in chosen]),
         predictor.verdicts,
-        before.thresholds,
+        thresholds,
     )
     proof = prove(
         compared,
         before.trained,
         ran(predictor),
-        before.thresholds,
-        before.thresholds_from,
+        predictor.verdicts.settings,
+        thresholds,
+        before.thresholds_from + _changed_since(before.budgets, predictor.verdicts.settings),
         before.good_parts,
         before.defective_parts,
     )
@@ -70,8 +73,23 @@ def read_proof(bundle: Bundle) -> Proof:
     try:
         return Proof.model_validate_json(bundle.proof_file.read_bytes())
     except (OSError, ValidationError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error.errors()[0]["msg"]
+        reason = error.strerror if isinstance(error, OSError) else first_fault(error)
         raise BundleError(f"{bundle.proof_file} is not a readable proof: {reason}") from None
+
+
+def _thresholds_now(before: Proof, verdicts: Verdicts) -> dict[str, dict[str, float]]:
+    """By category; those of the proof, unless budgets were changed since."""
+    return {
+        name: thresholds_of(verdicts, name, []) if verdicts.can_judge(name) else lines
+        for name, lines in before.thresholds.items()
+    }
+
+
+def _changed_since(before: VerdictSettings, now: VerdictSettings) -> str:
+    """What of the budgets is another than in the proof: `; budgets were changed since the proof: …`, or nothing."""
+    then, values = before.model_dump(), now.model_dump()
+    changed = [f"{name} was {then[name]}, is {values[name]}" for name in then if then[name] != values[name]]
+    return f"; budgets were changed since the proof: {', '.join(changed)}" if changed else ""
 
 
 def _images_below(folder: Path) -> list[Path]:

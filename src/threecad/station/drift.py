@@ -6,10 +6,10 @@ then multiplies its stake by C with probability at most 1 / C, over the whole ru
 (Vovk, Petej, Nouretdinov, Ahlberg, Carlsson 2021, "Retrain or not retrain: conformal test martingales for change-point
 detection"), which bets on high or low ranks and changes its mind now and then.
 
-Three numbers are watched: scores, brightness and sharpness. Only parts that passed count, so that a few defects more
-are no drift; of the good parts those below the same threshold. The chance of any false alarm before the next restart is
-at most `ALPHA`, all three together. The engineer restarts a watch, and so do other thresholds, another model, and
-`RENEWED_AFTER` parts.
+Scores, brightness, sharpness and the part's position are watched. Only parts that passed count, so that a few
+defects more are no drift; of the good parts those below the same threshold. The chance of any false alarm before the
+next restart is at most `ALPHA`, all of them together. The engineer restarts a watch, and so do other thresholds,
+another model, and `RENEWED_AFTER` parts.
 """
 
 from __future__ import annotations
@@ -34,11 +34,15 @@ KEPT = 400  # points of the charts
 RENEWED_AFTER = 30_000
 """Parts that passed after which a watch begins anew by itself, so that a station is up again within seconds."""
 
+PASSED = "recipe = ? AND verdict = 'OK' AND across IS NOT NULL"  # records from before positions were measured lack it
+
 ADVICE = {
     "score": "Scores of parts that pass have shifted. Look at the last parts and at lamp, lens and fixture; "
     "if the parts themselves have changed, calibrate with good ones of today or fit anew.",
     "brightness": "Pictures have become darker or brighter. Check the lamp, the exposure and stray light.",
     "sharpness": "Pictures have become less or more sharp. Clean the lens, check focus and vibration.",
+    "position across": "Parts lie further left or right. Check the fixture, the camera's mount and the trigger.",
+    "position down": "Parts lie further up or down. Check the fixture, the camera's mount and the trigger.",
 }
 
 
@@ -109,11 +113,11 @@ class Watch:
     def update(self) -> list[Alarm]:
         """Alarms that are new, after all parts that have passed by now."""
         query = (
-            "SELECT chain.seq, parts.id, score, brightness, sharpness, hash FROM parts JOIN chain USING (seq) "
-            "WHERE parts.seq > ? AND recipe = ? AND verdict = 'OK' ORDER BY parts.seq"
+            "SELECT chain.seq, parts.id, score, brightness, sharpness, across, down, hash "
+            f"FROM parts JOIN chain USING (seq) WHERE {PASSED} AND parts.seq > ? ORDER BY parts.seq"
         )
         new = []
-        for seq, part, *values, sha256 in self.line.store.read(query, (self.seq, self.recipe.name)):
+        for seq, part, *values, sha256 in self.line.store.read(query, (self.recipe.name, self.seq)):
             self.seq = seq
             new.extend(self.add(part, values, sha256))
         return new
@@ -128,7 +132,7 @@ class Watch:
         values, new = tuple(values), []
         for place, (what, value) in enumerate(zip(ADVICE, values, strict=True)):
             game = self.games[what]
-            tie = (int(sha256[13 * place : 13 * place + 13], 16) + 0.5) / 16**13
+            tie = (int(sha256[12 * place : 12 * place + 12], 16) + 0.5) / 16**12
             game.bet(game.rank(value, tie))
             if game.log10 >= self.limit and what not in self.alarms:
                 self.alarms[what] = Alarm(what, part, ADVICE[what])
@@ -172,7 +176,7 @@ def _restarted(line: Line, recipe: str) -> int:
     """After which record the watch begins."""
     rows = [row for kind in ("model", "thresholds", "calibration", "watch") for row in line.store.notes(kind)]
     seq = max((row.seq for row in rows if row.content["recipe"] == recipe), default=0)
-    passed = "FROM parts WHERE recipe = ? AND verdict = 'OK' AND seq > ?"
+    passed = f"FROM parts WHERE {PASSED} AND seq > ?"
     count = line.store.read(f"SELECT count(*) {passed}", (recipe, seq))[0][0]
     skipped = RENEWED_AFTER * (count // RENEWED_AFTER)
     if not skipped:

@@ -3,7 +3,8 @@
 Only parts that were set aside have answers: of the good parts of their time, all that scored above a threshold. Added
 to a sample of good parts, they can but raise the score that a given share exceeds, so that a bound taken from all of
 them holds, and is kept by more than it says. It would not if some of them were missing, such as the most unusual ones
-that nobody has answered; parts after the oldest one without good or defect therefore do not count yet.
+that nobody has answered; parts after the oldest one without good or defect therefore do not count yet, and those up to
+the newest one whose picture is no longer kept never will.
 """
 
 from __future__ import annotations
@@ -36,17 +37,21 @@ class Confirmed(NamedTuple):
     id: int
     picture: str  # SHA-256
     lot: str
+    is_removed: int | None  # 1 where its picture is no longer kept
 
 
 def confirmed_good(store: Store, recipe: Recipe) -> list[Confirmed]:
     """Parts whose answers count, and that the thresholds do not stand on yet."""
     oldest_open = store.read(f"SELECT min(id) FROM parts WHERE recipe = ? AND {_OPEN}", (recipe.name,))[0][0]
     found = store.read(
-        "SELECT id, picture, lot FROM parts WHERE recipe = ? AND answer = 'good' AND score IS NOT NULL AND id < ?",
+        "SELECT id, picture, lot, removed FROM parts "
+        "WHERE recipe = ? AND answer = 'good' AND score IS NOT NULL AND id < ?",
         (recipe.name, oldest_open or 2**63 - 1),
     )
     known = {part.part for part in recipe.verdicts.good.of(recipe.category)}
-    return [one for one in map(Confirmed._make, found) if image_name(one.picture) not in known]
+    new = [one for one in map(Confirmed._make, found) if image_name(one.picture) not in known]
+    newest_removed = max((one.id for one in new if one.is_removed), default=0)
+    return [one for one in new if one.id > newest_removed]
 
 
 def looked_at(line: Line, recipe: Recipe, confirmed: Sequence[Confirmed]) -> list[tuple[GoodPart, Look]]:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from threecad.errors import SettingsError
 from threecad.images import Decoding, read_image, resize_map
 from threecad.opening import open_predictor
 from threecad.overlay import Scale
 from threecad.predictor import Predictor, Result
+from threecad.station.optics import Optics, optics
 from threecad.verdicts import GoodLooks, GoodPart, Look, Verdicts, image_name, look, per_cent
 
 
@@ -23,8 +23,7 @@ class Seen:
     """What a recipe says of one picture."""
 
     result: Result
-    brightness: float  # mean grey level
-    sharpness: float  # mean absolute Laplacian of the grey levels, in their standard deviations: no matter of light
+    optics: Optics
     thumbnail: np.ndarray  # (16, 16) float32 grey levels, to find similar parts by
 
 
@@ -48,9 +47,7 @@ class Recipe:
         pixels = read_image(picture, **self.decoding)
         result = self.predictor(pixels, self.category)
         grey = pixels.mean(axis=2, dtype=np.float32)
-        sharpness = float(np.abs(ndimage.laplace(grey)).mean() / max(float(grey.std()), 1.0))
-        thumbnail = resize_map(grey, (16, 16))
-        return Seen(result, look(pixels).brightness, sharpness, thumbnail)
+        return Seen(result, optics(pixels, grey), resize_map(grey, (16, 16)))
 
     @property
     def verdicts(self) -> Verdicts:
@@ -66,6 +63,13 @@ class Recipe:
     def good_scores(self) -> np.ndarray:
         """(n,) float64 of the good parts that the thresholds stand on."""
         return self.verdicts.good.scores(self.category)
+
+    def good_spread(self, what: str) -> tuple[float, ...]:
+        """Lowest and highest of its good parts, of the score or the brightness; empty where it is not known."""
+        if what == "score" and len(self.good_scores):
+            return float(self.good_scores.min()), float(self.good_scores.max())
+        looks = self.verdicts.good.looks.get(self.category)
+        return (looks.lowest.brightness, looks.highest.brightness) if what == "brightness" and looks else ()
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -110,8 +114,7 @@ class Recipe:
         Raises:
             SettingsError: a value that does not fit.
         """
-        verdicts = replace(self.verdicts, settings=self.verdicts.settings.changed(**budgets))
-        return replace(self, predictor=replace(self.predictor, verdicts=verdicts))
+        return replace(self, predictor=replace(self.predictor, verdicts=self.verdicts.with_budgets(**budgets)))
 
     def good_part(self, picture: Path, sha256: str, lot: str) -> tuple[GoodPart, Look]:
         """What a confirmed good part adds to those that the thresholds stand on.

@@ -58,6 +58,7 @@ class Line:
         self.pictures = Pictures(store.folder)
         self.on_record = on_record
         self.refused = 0  # for want of a place
+        self.changing = threading.Lock()  # held while a recipe is exchanged for one that was made from it
         self._places = threading.BoundedSemaphore(self.limits.places)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inspect")
         self._passed: dict[str, deque[tuple[str, np.ndarray]]] = {}
@@ -106,8 +107,9 @@ class Line:
         start = time.monotonic()
         chosen = self.recipe(recipe)
         max_pixels = min(self.limits.max_pixels, chosen.decoding.get("max_pixels", self.limits.max_pixels))
-        picture = self.pictures.keep(content, max_pixels)
-        ticket = self.store.accept(picture, part, chosen.name, lot, simulated)
+        with self.pictures.keeping:
+            picture = self.pictures.keep(content, max_pixels)
+            ticket = self.store.accept(picture, part, chosen.name, lot, simulated)
         future = self._worker.submit(self._look, ticket, chosen)
         outcome = self._outcome(future, start)
         row = self.store.settle(ticket, outcome)
@@ -147,8 +149,7 @@ class Line:
             regions=[region.as_json() for region in found.regions],
             thresholds=recipe.thresholds,
             model=recipe.model,
-            brightness=seen.brightness,
-            sharpness=seen.sharpness,
+            **seen.optics._asdict(),
             golden=self._most_similar(ticket, seen, recipe.name),
             scale=[scale.low, scale.threshold, scale.high],
             size=list(found.anomaly_map.shape),

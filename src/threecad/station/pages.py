@@ -16,12 +16,14 @@ from threecad.station import health
 from threecad.station.drift import ADVICE, ALPHA, Watch
 from threecad.station.inspecting import Recipe
 from threecad.station.line import Line
+from threecad.station.retention import GIGABYTE, Retention
 from threecad.station.safety import COOKIE, Role
 from threecad.verdicts import per_cent
 
-STATIC = {"station.css": "text/css", "review.js": "text/javascript", "engineer.js": "text/javascript"}
+STATIC = {"station.css": "text/css", "review.js": "text/javascript", "health.js": "text/javascript"}
 WIDTH, HEIGHT = 600, 150  # of charts, in units of their own
 STRIP = 24  # parts
+LEAST_FREE = 2 * GIGABYTE  # bytes of the disk, below which it is time to make room
 
 router = APIRouter(include_in_schema=False)
 
@@ -67,6 +69,8 @@ def line_health(request: Request, recipe: str = "") -> Response:
         alpha=per_cent(ALPHA),
         charts=_charts(watch, chosen),
         size=(WIDTH, HEIGHT),
+        choices=request.app.state.models.names,
+        kept=_kept(request.app.state.retention),
     )
 
 
@@ -75,8 +79,8 @@ def records(request: Request) -> Response:
     """The last rows of the chain, and how thresholds have changed."""
     line: Line = request.app.state.line
     rows = line.store.read("SELECT seq, at, kind, part, body, hash FROM chain ORDER BY seq DESC LIMIT 100")
-    changes = line.store.notes("thresholds")[::-1]
-    return _page(request, "records.html", rows=rows, changes=[(row, row.content) for row in changes])
+    history = {kind: [(row, row.content) for row in line.store.notes(kind)[::-1]] for kind in ("thresholds", "model")}
+    return _page(request, "records.html", rows=rows, changes=history["thresholds"], models=history["model"])
 
 
 @router.get("/login")
@@ -132,6 +136,21 @@ def _shares(recipe: Recipe, counts: dict[str, int]) -> list[dict[str, Any]]:
     return rows
 
 
+def _kept(retention: Retention) -> dict[str, Any]:
+    """What lies on the disk, which rule holds, and what is to be done."""
+    disk, alarms = retention.disk, []
+    if disk.free < LEAST_FREE:
+        alarms.append(f"The disk has {_gigabytes(disk.free)} left; nothing is accepted once it is full. Make room.")
+    if retention.is_over:
+        alarms.append(f"Pictures take {_gigabytes(disk.used)}, all of parts that wait for a person. Answer them.")
+    used, free = _gigabytes(disk.used), _gigabytes(disk.free)
+    return {"used": used, "free": free, "rule": retention.keep.in_words, "removed": retention.removed, "alarms": alarms}
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / GIGABYTE:.3g} GB" if count >= GIGABYTE / 100 else f"{count / 10**6:.3g} MB"
+
+
 def _charts(watch: Watch, recipe: Recipe) -> list[dict[str, Any]]:
     """For each number that is watched, its dots and the line of its stakes."""
     points = list(watch.points)
@@ -142,9 +161,14 @@ def _charts(watch: Watch, recipe: Recipe) -> list[dict[str, Any]]:
         low, high = (min(values), max(values)) if values else (0.0, 1.0)
         if what == "score" and recipe.thresholds:
             high = max(high, recipe.thresholds["review"])
+        band = recipe.good_spread(what)
+        if band and values:
+            low, high = min(low, band[0]), max(high, band[1])
         charts.append(
             {
                 "what": what,
+                "unit": " %" if what.startswith("position") else "",
+                "band": [y for _, y in _places(band, low, high)] if values else [],
                 "dots": _places(values, low, high),
                 "low": f"{low:.3g}",
                 "high": f"{high:.3g}",

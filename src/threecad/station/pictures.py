@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,14 @@ class Pictures:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.used = 0  # bytes, once measured
+        self.keeping = threading.RLock()
+        """Held from keeping a picture until its part is accepted, and while one is removed."""
+
+    def measure(self) -> None:
+        """Count the bytes that are there; from then on they are counted as they come and go."""
+        files = (file for kind in ("pictures", "maps") for file in (self.folder / kind).rglob("*") if file.is_file())
+        self.used = sum(file.stat().st_size for file in files)
 
     def keep(self, content: bytes, max_pixels: int) -> str:
         """The name of a picture that is now on disk: the SHA-256 of its bytes.
@@ -44,7 +53,12 @@ class Pictures:
                     image_size(temporary, max_pixels=max_pixels)
                 except DataError as error:
                     raise DataError(without_path(error, temporary)) from None
+            self._count(len(content))
         return name
+
+    def remove(self, name: str) -> None:
+        """No longer keep a picture."""
+        self._unlink(self.path(name))
 
     def path(self, name: str) -> Path:
         """Where the picture of this hash lies."""
@@ -60,7 +74,13 @@ class Pictures:
         Raises:
             FileError: it cannot be written.
         """
-        write_tiff(self.map_path(part), resize_map(anomaly_map, shown_size(anomaly_map.shape[:2])))
+        path = self.map_path(part)
+        write_tiff(path, resize_map(anomaly_map, shown_size(anomaly_map.shape[:2])))
+        self._count(path.stat().st_size)
+
+    def remove_map(self, part: int) -> None:
+        """No longer keep the map of a part."""
+        self._unlink(self.map_path(part))
 
     def shown(self, name: str, decoding: Decoding) -> bytes:
         """The picture as a JPEG that any browser shows.
@@ -89,7 +109,18 @@ class Pictures:
         values = self._map(part)
         return _jpeg(overlay(resize_image(self._pixels(name, decoding), values.shape[:2]), values, scale))
 
+    def _count(self, size: int) -> None:
+        with self.keeping:
+            self.used += size
+
+    def _unlink(self, path: Path) -> None:
+        if path.exists():
+            self._count(-path.stat().st_size)
+            path.unlink()
+
     def _pixels(self, name: str, decoding: Decoding) -> np.ndarray:
+        if not self.path(name).exists():
+            raise DataError("the picture is no longer kept")
         try:
             pixels = read_image(self.path(name), **decoding)
         except DataError as error:
@@ -101,7 +132,7 @@ class Pictures:
             with Image.open(self.map_path(part)) as image:
                 return np.array(image, dtype=np.float32)
         except OSError:
-            raise DataError(f"part {part} has no map: it was not inspected") from None
+            raise DataError(f"the map of part {part} is no longer kept") from None
 
 
 def without_path(error: Exception, path: Path) -> str:

@@ -12,12 +12,16 @@ import os
 import secrets
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import HTTPException, Request
+from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from threecad.errors import SettingsError
+
+if TYPE_CHECKING:
+    from threecad.station.line import Line
 
 OPERATOR_TOKEN, ENGINEER_TOKEN = "THREECAD_OPERATOR_TOKEN", "THREECAD_ENGINEER_TOKEN"
 LEAST_TOKEN = 16  # characters
@@ -30,6 +34,31 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+
+
+class Refusal(BaseModel):
+    """Why a request was refused."""
+
+    detail: str
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Refusal, "description": why}
+    for status, why in {
+        400: "this is no request",
+        401: "a token is required",
+        403: "only the engineer may do this, or a page of another site asked",
+        404: "there is no such part or recipe",
+        408: "the picture did not arrive in time",
+        409: "it does not fit what is there",
+        413: "too many bytes",
+        421: "this station is called by another name",
+        422: "the request does not say what it should",
+        429: "all places are taken; try again",
+        503: "the store cannot be written",
+    }.items()
+}
+"""What any request may be answered, for the schema."""
 
 
 class Role(IntEnum):
@@ -82,6 +111,22 @@ class Guard:
         if role < least:
             raise HTTPException(403, "only the engineer may do this")
         return role
+
+
+def line_for(request: Request, least: Role) -> Line:
+    """The line, for somebody who may do as much.
+
+    Raises:
+        HTTPException: as of `Guard.require`.
+    """
+    request.app.state.guard.require(request, least)
+    line: Line = request.app.state.line
+    return line
+
+
+def who(request: Request) -> str:
+    """The role of whoever asks, for the record."""
+    return str(request.app.state.guard.role(request).name.lower())
 
 
 def guard_for(host: str) -> Guard:

@@ -16,16 +16,21 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from threecad.errors import DataError, FileError, RunError, SettingsError
+from threecad.errors import DataError, FileError, SettingsError, ThreeCADError
 from threecad.overlay import Scale
 from threecad.station import chain
 from threecad.station.answers import answer_of
 from threecad.station.drift import Watches
-from threecad.station.feedback import calibrated, confirmed_good, looked_at
+from threecad.station.engineer import recipe_named
+from threecad.station.engineer import router as engineer
 from threecad.station.health import metrics
 from threecad.station.line import BusyError, Line
-from threecad.station.safety import Gate, Guard, Role
-from threecad.station.uploads import FORM_BYTES, PRINTABLE, Asked, received
+from threecad.station.models import Models
+from threecad.station.retention import Keep, Retention
+from threecad.station.safety import REFUSALS, Gate, Guard, Role, line_for, who
+from threecad.station.uploads import FORM_BYTES, PRINTABLE, REQUEST_BODY, Asked, received
+
+PICTURES: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}, "image/png": {}}}}
 
 RETRY_S = 1
 """Seconds after which to try again when all places are taken."""
@@ -33,7 +38,7 @@ RETRY_S = 1
 Text = Annotated[str, Query(max_length=200, pattern=PRINTABLE)]
 Number = Annotated[int, Path(ge=1, lt=2**63)]
 
-api = APIRouter()
+api = APIRouter(responses=REFUSALS)
 
 
 class GivenAnswer(BaseModel):
@@ -45,31 +50,21 @@ class GivenAnswer(BaseModel):
     defect: str = Field(default="", max_length=60, pattern=PRINTABLE)
 
 
-class Budgets(BaseModel):
-    """Shares of good parts that may be set aside and rejected; what is left out stays."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    review_at: float | None = None
-    reject_at: float | None = None
-    region_at: float | None = None
-    confidence: float | None = None
-    least_area_px: int | None = Field(default=None, ge=1, lt=2**31)
-
-
-def make_app(line: Line, guard: Guard) -> FastAPI:
+def make_app(line: Line, guard: Guard, models: Models | None = None, retention: Retention | None = None) -> FastAPI:
     """The service over a line, with its pages."""
     from threecad.station.pages import add_pages
 
     version = importlib.metadata.version("threecad")
     app = FastAPI(title="ThreeCAD station", version=version, docs_url=None, redoc_url=None)
     app.state.line, app.state.guard, app.state.watches = line, guard, Watches(line)
+    app.state.models, app.state.retention = models or Models(), retention or Retention(line, Keep())
     for name in line.recipes:
         app.state.watches.update(name)
     line.on_record = lambda row: app.state.watches.update(row.content["recipe"])
     app.include_router(api)
+    app.include_router(engineer)
     add_pages(app)
-    for error, status in ((DataError, 422), (SettingsError, 422), (RunError, 409), (FileError, 503)):
+    for error, status in ((DataError, 422), (SettingsError, 422), (FileError, 503), (ThreeCADError, 409)):
         app.add_exception_handler(error, _told(status))
     app.add_exception_handler(RequestValidationError, _not_understood)
     app.add_middleware(Gate, guard=guard, max_bytes=line.limits.max_bytes + FORM_BYTES)
@@ -78,7 +73,8 @@ def make_app(line: Line, guard: Guard) -> FastAPI:
 
 def _told(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:
     async def handler(request: Request, error: Exception) -> Response:
-        return JSONResponse({"detail": str(error)}, status)
+        folder = str(request.app.state.line.store.folder)  # where files lie is nothing for a client
+        return JSONResponse({"detail": str(error).replace(folder, "the store")}, status)
 
     return handler
 
@@ -90,12 +86,12 @@ async def _not_understood(request: Request, error: Exception) -> Response:
     return JSONResponse({"detail": f"{where}: {first['msg']}".encode(errors="replace").decode()}, 422)
 
 
-@api.post("/v1/inspect", openapi_extra={"requestBody": {"content": {"application/octet-stream": {}}}})
+@api.post("/v1/inspect", openapi_extra={"requestBody": REQUEST_BODY})
 async def inspect(
     request: Request, part: Text = "", recipe: Text = "", lot: Text = "", simulated: bool = False
 ) -> JSONResponse:
     """The verdict on a part, from the bytes of its picture, raw or as the field `image` of a form."""
-    line = _line(request, Role.OPERATOR)
+    line = line_for(request, Role.OPERATOR)
     asked = Asked(part=part, recipe=recipe, lot=lot, simulated=simulated)
     try:
         with line.place():
@@ -120,7 +116,7 @@ def parts(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> list[dict[str, Any]]:
     """Parts, the newest first: with `queue` those that need eyes and have no answer yet."""
-    line = _line(request, Role.OPERATOR)
+    line = line_for(request, Role.OPERATOR)
     where, values = ["id < ?", "seq IS NOT NULL"], list[Any]([before])
     if queue:
         where.append("verdict IN ('NG', 'REVIEW') AND answer IS NULL")
@@ -144,16 +140,16 @@ def parts(
 @api.get("/v1/parts/{number}")
 def part(request: Request, number: Number) -> dict[str, Any]:
     """The record of a part, as `/v1/inspect` answered, and what a person said of it."""
-    line = _line(request, Role.OPERATOR)
+    line = line_for(request, Role.OPERATOR)
     row = _record(line, number)
     given, defect = line.store.read("SELECT answer, defect FROM parts WHERE id = ?", (number,))[0]
     return {**answer_of(row), "answer": given, "defect": defect}
 
 
-@api.get("/v1/parts/{number}/{kind}")
+@api.get("/v1/parts/{number}/{kind}", response_class=Response, responses=PICTURES)
 def picture(request: Request, number: Number, kind: Literal["image", "map", "overlay", "golden"]) -> Response:
     """Its picture, the coloured map to lay over it, both in one, or the most similar part that passed."""
-    line = _line(request, Role.OPERATOR)
+    line = line_for(request, Role.OPERATOR)
     said = _record(line, number).content
     decoding = line.recipes[said["recipe"]].decoding if said["recipe"] in line.recipes else {}
     try:
@@ -176,76 +172,16 @@ def picture(request: Request, number: Number, kind: Literal["image", "map", "ove
 @api.post("/v1/parts/{number}/answer")
 def answer(request: Request, number: Number, given: GivenAnswer) -> dict[str, Any]:
     """Keep what a person says of a part."""
-    line = _line(request, Role.OPERATOR)
+    line = line_for(request, Role.OPERATOR)
     defect = given.defect if given.answer == "defect" else ""
-    return {"seq": line.store.answer(number, given.answer, defect, _who(request)).seq}
+    return {"seq": line.store.answer(number, given.answer, defect, who(request)).seq}
 
 
 @api.post("/v1/parts/{number}/undo")
 def undo(request: Request, number: Number) -> dict[str, Any]:
     """Take the last answer back; both stay in the record."""
-    line = _line(request, Role.OPERATOR)
-    return {"seq": line.store.answer(number, None, "", _who(request)).seq}
-
-
-@api.get("/v1/recipes/{name}/thresholds")
-def thresholds(request: Request, name: str) -> dict[str, Any]:
-    """Budgets and thresholds of a recipe, the promises in words, and how they came about."""
-    line = _line(request, Role.OPERATOR)
-    recipe = _recipe(line, name)
-    history = [{"at": row.at, **row.content} for row in line.store.notes("thresholds") if row.content["recipe"] == name]
-    said = {"budgets": recipe.budgets, "thresholds": recipe.thresholds, "promises": recipe.promises}
-    return {"recipe": name, "model": recipe.model, **said, "history": history}
-
-
-@api.post("/v1/recipes/{name}/thresholds")
-def change_thresholds(request: Request, name: str, budgets: Budgets) -> dict[str, Any]:
-    """Change the budgets of a recipe, which moves its thresholds; only the engineer, and with a record."""
-    line = _line(request, Role.ENGINEER)
-    before = _recipe(line, name)
-    after = before.with_budgets(**budgets.model_dump())
-    line.store.note(
-        "thresholds",
-        {
-            "recipe": name,
-            "model": before.model,
-            "budgets": after.budgets,
-            "budgets_of_run": before.budgets_of_run,
-            "before": before.thresholds,
-            "after": after.thresholds,
-            "who": _who(request),
-        },
-    )
-    line.recipes[name] = after
-    return thresholds(request, name)
-
-
-@api.get("/v1/recipes/{name}/calibration")
-def try_calibration(request: Request, name: str) -> dict[str, Any]:
-    """What the confirmed good parts would make of the thresholds; nothing changes."""
-    line = _line(request, Role.ENGINEER)
-    before = _recipe(line, name)
-    parts = looked_at(line, before, confirmed_good(line.store, before))
-    after = before.with_good_parts(parts)
-    thresholds = {"before": before.thresholds, "after": after.thresholds}
-    return {"recipe": name, "parts": len(parts), **thresholds, "promises": after.promises}
-
-
-@api.post("/v1/recipes/{name}/calibration")
-def calibrate(request: Request, name: str) -> dict[str, Any]:
-    """Let the confirmed good parts count; only the engineer, and with a record."""
-    line = _line(request, Role.ENGINEER)
-    line.recipes[name] = calibrated(line, _recipe(line, name), _who(request))
-    return thresholds(request, name)
-
-
-@api.post("/v1/recipes/{name}/watch")
-def restart_watch(request: Request, name: str) -> dict[str, Any]:
-    """Begin the watch for drift anew, after what raised an alarm is mended; only the engineer, and with a record."""
-    line = _line(request, Role.ENGINEER)
-    _recipe(line, name)
-    request.app.state.watches.restart(name, _who(request))
-    return {"recipe": name, "alarms": []}
+    line = line_for(request, Role.OPERATOR)
+    return {"seq": line.store.answer(number, None, "", who(request)).seq}
 
 
 @api.get("/v2/health/live")
@@ -269,8 +205,8 @@ def ready(request: Request) -> JSONResponse:
 @api.get("/v2/models/{name}")
 def model(request: Request, name: str) -> dict[str, Any]:
     """What a recipe is."""
-    line = _line(request, Role.OPERATOR)
-    recipe = _recipe(line, name)
+    line = line_for(request, Role.OPERATOR)
+    recipe = recipe_named(line, name)
     height, width = recipe.predictor.image_size
     return {
         "name": name,
@@ -282,20 +218,10 @@ def model(request: Request, name: str) -> dict[str, Any]:
     }
 
 
-@api.get("/metrics")
+@api.get("/metrics", response_class=PlainTextResponse)
 def prometheus(request: Request) -> PlainTextResponse:
     """Counts and latencies in Prometheus' text format."""
-    return PlainTextResponse(metrics(_line(request, Role.OPERATOR)), media_type="text/plain; version=0.0.4")
-
-
-def _line(request: Request, least: Role) -> Line:
-    request.app.state.guard.require(request, least)
-    line: Line = request.app.state.line
-    return line
-
-
-def _who(request: Request) -> str:
-    return str(request.app.state.guard.role(request).name.lower())
+    return PlainTextResponse(metrics(line_for(request, Role.OPERATOR)), media_type="text/plain; version=0.0.4")
 
 
 def _record(line: Line, number: int) -> chain.Row:
@@ -303,9 +229,3 @@ def _record(line: Line, number: int) -> chain.Row:
     if row is None:
         raise HTTPException(404, f"there is no inspected part {number}")
     return row
-
-
-def _recipe(line: Line, name: str) -> Any:
-    if name not in line.recipes:
-        raise HTTPException(404, f"there is no recipe of this name; known: {', '.join(line.recipes)}")
-    return line.recipes[name]

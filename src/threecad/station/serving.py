@@ -11,23 +11,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from threecad.errors import SettingsError
-from threecad.station import chain
 from threecad.station.beside import Beside, Step
-from threecad.station.feedback import with_recorded
-from threecad.station.inspecting import Recipe, open_recipes
+from threecad.station.inspecting import open_recipes
 from threecad.station.line import Limits, Line
+from threecad.station.models import Models, as_started
+from threecad.station.retention import Keep, Retention
 from threecad.station.store import Store
 from threecad.station.watching import Watched
 from threecad.station.webhook import Webhook
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from threecad.station.safety import Guard
 
 BACKLOG = 128
 """Connections that may wait to be taken."""
 
 
-def open_line(folders: Sequence[Path], store: Path, limits: Limits, notify: Callable[[str], None]) -> Line:
+def open_line(
+    folders: Sequence[Path], store: Path, limits: Limits, models: Models, notify: Callable[[str], None]
+) -> Line:
     """A line with the recipes of some runs and bundles, as its engineer left them.
 
     Raises:
@@ -39,9 +43,7 @@ def open_line(folders: Sequence[Path], store: Path, limits: Limits, notify: Call
     left = records.settle_unfinished()
     if left:
         notify(f"{left} parts that were accepted before are recorded as not inspected")
-    recipes = {name: as_left(recipe, records) for name, recipe in recipes.items()}
-    for name, recipe in recipes.items():
-        _note_model(records, name, recipe)
+    recipes = {name: as_started(recipe, records, models, notify) for name, recipe in recipes.items()}
     return Line(records, recipes, limits)
 
 
@@ -59,6 +61,8 @@ def serve(
     limits: Limits,
     address: Address,
     *,
+    models: Models = Models(),
+    keep: Keep = Keep(),
     watch: Path | None = None,
     webhook: str | None = None,
     tell: Callable[[str], None],
@@ -67,6 +71,8 @@ def serve(
     """Inspect with some runs and bundles until SIGINT or SIGTERM; what was accepted is finished first.
 
     Args:
+        models: what the engineer may put in a recipe's place.
+        keep: how long pictures are kept.
         watch: folder whose pictures are inspected as they arrive.
         webhook: URL to which records are posted.
         tell: called with the address once the station answers.
@@ -76,15 +82,18 @@ def serve(
         SettingsError: the address is taken, tokens or a secret are needed, or no such URL can be.
         RunError, FileError: as of `open_line`.
     """
-    with _listening(address) as (listening, guard), _opened(folders, store, limits, notify) as line:
-        steps: dict[str, Step] = {}
+    from threecad.station.service import make_app
+
+    with _listening(address) as (listening, guard), _opened(folders, store, limits, models, notify) as line:
+        retention = Retention(line, keep)
+        steps: dict[str, Step] = {"the removal of pictures": retention.step} if keep else {}
         if watch is not None:
             line.recipe("")  # said now and not for every picture
             steps["the watch"] = Watched(line, watch).step
         if webhook is not None:
             steps["the webhook"] = Webhook(line, webhook).step
         with _beside(steps, notify):
-            _answer(line, guard, listening, tell)
+            _answer(make_app(line, guard, models, retention), listening, tell)
 
 
 def serve_demo(
@@ -102,19 +111,25 @@ def serve_demo(
         ThreeCADError: as of `serve`.
     """
     from threecad.demo.line import fit_line
+    from threecad.station.service import make_app
     from threecad.station.simulated import simulated
 
     run = store / "demo" / "aluminium_cover"
     with _listening(address) as (listening, guard):
         if not run.is_dir():
             fit_line(store / "demo", progress, notify)
-        with _opened([run], store, limits, notify) as line, _beside({"the simulated line": simulated(line)}, notify):
-            _answer(line, guard, listening, tell)
+        with (
+            _opened([run], store, limits, Models(), notify) as line,
+            _beside({"the simulated line": simulated(line)}, notify),
+        ):
+            _answer(make_app(line, guard), listening, tell)
 
 
 @contextmanager
-def _opened(folders: Sequence[Path], store: Path, limits: Limits, notify: Callable[[str], None]) -> Iterator[Line]:
-    line = open_line(folders, store, limits, notify)
+def _opened(
+    folders: Sequence[Path], store: Path, limits: Limits, models: Models, notify: Callable[[str], None]
+) -> Iterator[Line]:
+    line = open_line(folders, store, limits, models, notify)
     try:
         yield line
     finally:
@@ -149,12 +164,10 @@ def _listening(address: Address) -> Iterator[tuple[socket.socket, Guard]]:
         yield listening, guard
 
 
-def _answer(line: Line, guard: Guard, listening: socket.socket, tell: Callable[[str], None]) -> None:
+def _answer(app: FastAPI, listening: socket.socket, tell: Callable[[str], None]) -> None:
     import uvicorn
 
-    from threecad.station.service import make_app
-
-    config = uvicorn.Config(make_app(line, guard), log_level="warning", access_log=False, server_header=False)
+    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
     host, port = listening.getsockname()[:2]
     listening.listen(BACKLOG)
     tell(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
@@ -164,26 +177,3 @@ def _answer(line: Line, guard: Guard, listening: socket.socket, tell: Callable[[
         uvicorn.Server(config).run(sockets=[listening])
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def as_left(recipe: Recipe, records: Store) -> Recipe:
-    """The recipe with the good parts and budgets that the engineer gave this model; its folder's budgets if newer."""
-
-    def of_this_model(kind: str) -> list[chain.Row]:
-        asked = {"recipe": recipe.name, "model": recipe.model}
-        return [row for row in records.notes(kind) if asked.items() <= row.content.items()]
-
-    for row in of_this_model("calibration"):
-        recipe = with_recorded(recipe, row)
-    changes = of_this_model("thresholds")
-    if changes and changes[-1].content["budgets_of_run"] == recipe.budgets_of_run:
-        return recipe.with_budgets(**changes[-1].content["budgets"])
-    return recipe
-
-
-def _note_model(records: Store, name: str, recipe: Recipe) -> None:
-    """Record which model inspects from now on, where it is another one than before."""
-    before = [row.content["model"] for row in records.notes("model") if row.content["recipe"] == name]
-    if not before or before[-1] != recipe.model:
-        content = {"recipe": name, "model": recipe.model, "method": recipe.predictor.method}
-        records.note("model", {**content, "thresholds": recipe.thresholds})

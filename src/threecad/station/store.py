@@ -42,6 +42,8 @@ CREATE INDEX IF NOT EXISTS parts_open ON parts (id) WHERE seq IS NULL;
 CREATE INDEX IF NOT EXISTS parts_queue ON parts (id) WHERE verdict IN ('NG', 'REVIEW') AND answer IS NULL;
 """
 
+_NEW_COLUMNS = {"across": "REAL", "down": "REAL", "removed": "INTEGER"}
+
 
 class Ticket(NamedTuple):
     """A part on its way through the station."""
@@ -69,8 +71,10 @@ class Outcome:
     start: str = ""  # ISO 8601, UTC
     end: str = ""
     duration_ms: float = 0.0
-    brightness: float | None = None
+    brightness: float | None = None  # this and the next three: see `optics.py`
     sharpness: float | None = None
+    across: float | None = None
+    down: float | None = None
     golden: str = ""  # SHA-256 of the picture of the most similar part that passed
     scale: list[float] = field(default_factory=list)  # of the map's colours: low, threshold, high
     size: list[int] = field(default_factory=list)  # height and width of the picture
@@ -101,10 +105,19 @@ class Store:
         try:
             self._database = connect(folder)
             self._database.executescript("PRAGMA journal_mode = WAL;" + chain.TABLE + _TABLE)
+            self._add_new_columns()
             self._database.execute("PRAGMA synchronous = FULL")  # an accepted part outlives a power cut
         except sqlite3.Error as error:
             self._lock_file.close()
             raise FileError(f"cannot open {folder / 'station.sqlite'}: {error}; is it a store of a station?") from None
+
+    def _add_new_columns(self) -> None:
+        """Those that a store of an earlier version has not."""
+        known = {column[1] for column in self._database.execute("PRAGMA table_info(parts)")}
+        for column, kind in _NEW_COLUMNS.items():
+            if column not in known:
+                self._database.execute(f"ALTER TABLE parts ADD COLUMN {column} {kind}")
+        self._database.execute("CREATE INDEX IF NOT EXISTS parts_kept ON parts (id) WHERE removed IS NULL")
 
     def close(self) -> None:
         """Let another station work on it."""
@@ -181,6 +194,11 @@ class Store:
                 raise RunError(f"there is no inspected part {part}")
             return chain.append(database, now(), "answer", part, {"answer": answer, "defect": defect, "who": who})
 
+    def mark_removed(self, part: int) -> None:
+        """The picture and the map of a part are no longer kept."""
+        with self._transaction() as database:
+            database.execute("UPDATE parts SET removed = 1 WHERE id = ?", (part,))
+
     def note(self, kind: str, content: dict[str, Any]) -> chain.Row:
         """A row about the station itself: thresholds, a model, an alarm."""
         with self._transaction() as database:
@@ -201,7 +219,7 @@ class Store:
         return [chain.Row(*values) for values in self.read("SELECT * FROM chain WHERE kind = ? ORDER BY seq", (kind,))]
 
 
-LOOKED_UP = ("verdict", "reason", "score", "good_share", "duration_ms", "brightness", "sharpness")
+LOOKED_UP = ("verdict", "reason", "score", "good_share", "duration_ms", "brightness", "sharpness", "across", "down")
 """Columns of `parts` that repeat what the record says."""
 
 
@@ -272,7 +290,7 @@ def _looked_up_faults(database: sqlite3.Connection) -> Iterator[str]:
             yield f"part {part} is missing among the parts"
         else:
             seq, answer, defect, *values = looked_up[part]
-            wrong = [name for name, value in zip(names, values, strict=True) if value != recorded[part][name]]
+            wrong = [name for name, value in zip(names, values, strict=True) if value != recorded[part].get(name)]
             wrong += ["record"] if seq != recorded[part]["seq"] else []
             wrong += ["answer"] if (answer, defect) != answers.get(part, (None, None)) else []
             if wrong:

@@ -17,6 +17,25 @@ FORM_BYTES = 2**16
 PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
 
 
+REQUEST_BODY = {
+    "required": True,
+    "content": {
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["image"],
+                "properties": {
+                    "image": {"type": "string", "format": "binary"},
+                    **{name: {"type": "string", "maxLength": 200} for name in ("part", "recipe", "lot")},
+                },
+            }
+        },
+    },
+}
+"""What the schema says of a picture that is handed in."""
+
+
 class Asked(BaseModel):
     """What is told with a picture."""
 

@@ -19,8 +19,20 @@ from threecad.verdicts.bounds import (
     promised_shares,
     share_of,
 )
-from threecad.verdicts.decide import Escapes, Judged, Limits, Verdict, Verdicts, Word, per_cent, promise
-from threecad.verdicts.files import read_verdicts, write_verdicts
+from threecad.verdicts.decide import (
+    Escapes,
+    Judged,
+    Kept,
+    Limits,
+    Verdict,
+    Verdicts,
+    Word,
+    confidence_words,
+    per_cent,
+    promise,
+    with_interval,
+)
+from threecad.verdicts.files import BUDGETS, read_verdicts, write_budgets, write_verdicts
 from threecad.verdicts.good import (
     Conditions,
     GoodPart,
@@ -33,13 +45,15 @@ from threecad.verdicts.good import (
     smallest_share,
 )
 from threecad.verdicts.looks import GoodLooks, Look, look, plausible
-from threecad.verdicts.lots import Lot, Lots, compare_lots
+from threecad.verdicts.lots import UNLIKE, Lot, Lots, compare_lots, score_alike
 from threecad.verdicts.plot import scores_plot
 from threecad.verdicts.settings import VerdictSettings, read_verdict, write_verdict
 
 __all__ = [
     "AREAS_PX",
+    "BUDGETS",
     "FEWEST_PARTS",
+    "UNLIKE",
     "Budget",
     "Conditions",
     "Escapes",
@@ -48,6 +62,7 @@ __all__ = [
     "GoodScores",
     "Interval",
     "Judged",
+    "Kept",
     "Limit",
     "Limits",
     "Look",
@@ -60,6 +75,7 @@ __all__ = [
     "Word",
     "area_peaks",
     "compare_lots",
+    "confidence_words",
     "good_share",
     "image_name",
     "joined_parts",
@@ -75,9 +91,12 @@ __all__ = [
     "read_verdicts",
     "refuse_other_conditions",
     "regions",
+    "score_alike",
     "scores_plot",
     "share_of",
     "smallest_share",
+    "with_interval",
+    "write_budgets",
     "write_verdict",
     "write_verdicts",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +14,7 @@ from threecad.verdicts.areas import Region, regions
 from threecad.verdicts.bounds import FEWEST_PARTS, Budget, Interval, Limit, limit, rejects_to_come, share_of
 from threecad.verdicts.good import GoodScores, good_share
 from threecad.verdicts.looks import plausible
+from threecad.verdicts.lots import score_alike
 from threecad.verdicts.settings import VerdictSettings, write_verdict
 
 Word = Literal["OK", "REVIEW", "NG"]
@@ -49,6 +51,14 @@ class Escapes(NamedTuple):
     not_rejected: Interval  # called OK or REVIEW
 
 
+class Kept(NamedTuple):
+    """What further good parts make of the promise."""
+
+    n: int
+    rejected: Interval  # their share that is NG
+    p_value: float  # of scores that differ as much from the known ones, if all parts are of one kind
+
+
 @dataclass(frozen=True)
 class Verdicts:
     """What a run says of parts: its good parts' scores, and the budgets asked for. Immutable, safe to share."""
@@ -56,6 +66,14 @@ class Verdicts:
     good: GoodScores
     settings: VerdictSettings = field(default_factory=VerdictSettings)
     distrust: str = ""  # why the good parts' scores say nothing here, such as another precision; then all is REVIEW
+
+    def with_budgets(self, **budgets: Any) -> Verdicts:
+        """The same good parts with other budgets, from which other thresholds follow; None leaves one as it is.
+
+        Raises:
+            SettingsError: a value that does not fit.
+        """
+        return replace(self, settings=self.settings.changed(**budgets))
 
     def limits(self, category: str | None = None) -> Limits:
         """The thresholds of a category; of the only one where none is named.
@@ -161,6 +179,12 @@ class Verdicts:
         n, confidence = len(scores), self.settings.confidence
         return Escapes(n, share_of(passed, n, confidence), share_of(kept, n, confidence))
 
+    def kept(self, good_scores: Sequence[float] | np.ndarray, category: str | None = None) -> Kept:
+        """How many of these further good parts are rejected, and whether they score as the known ones do."""
+        scores, limit = np.asarray(good_scores, dtype=np.float64), self.limits(category).reject
+        rejected = share_of(int(np.sum(scores > limit.threshold)), len(scores), self.settings.confidence)
+        return Kept(len(scores), rejected, score_alike(scores, self.good.scores(category)))
+
     def as_toml(self) -> str:
         """The text of `verdict.toml`: the budgets, and for readers the thresholds with n and promise."""
         tables = {name: _as_table(limits) for name, limits in self._limits.items()}
@@ -216,6 +240,11 @@ def per_cent(share: float, up: bool = False) -> str:
         unit = 10.0 ** (math.floor(math.log10(value)) - 1)
         value = unit * math.ceil(value / unit - 1e-9)
     return f"{value:.2g} %" if value < 99.5 else f"{value:.3g} %"
+
+
+def with_interval(share: Interval) -> str:
+    """`5 % (0.61 % to 17 %)`."""
+    return f"{per_cent(share.value)} ({per_cent(share.low)} to {per_cent(share.high, up=True)})"
 
 
 def _as_table(limits: Limits) -> dict[str, Any]:

@@ -16,6 +16,11 @@ GOOD, BUDGETS = "good.json", "verdict.toml"
 def write_verdicts(folder: Path, verdicts: Verdicts) -> None:
     """Replace `good.json`, then `verdict.toml`."""
     write_text(folder / GOOD, verdicts.good.model_dump_json(indent=1) + "\n")
+    write_budgets(folder, verdicts)
+
+
+def write_budgets(folder: Path, verdicts: Verdicts) -> None:
+    """Replace `verdict.toml`."""
     write_text(folder / BUDGETS, verdicts.as_toml())
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from threecad.errors import DataError, RunError, SettingsError, did_you_mean
+from threecad.files import first_fault
 from threecad.verdicts.areas import AREAS_PX, area_peaks, peak_of_area
 from threecad.verdicts.looks import GoodLooks
 
@@ -31,6 +32,7 @@ class GoodPart(BaseModel):
     score: float
     peaks: tuple[float, ...] = Field(min_length=len(AREAS_PX), max_length=len(AREAS_PX))  # see `areas.area_peaks`
     lot: str | None = None
+    images: int = Field(default=1, ge=1)  # that show it
 
     @classmethod
     def seen(
@@ -64,6 +66,7 @@ class GoodScores(BaseModel):
     parts: dict[str, tuple[GoodPart, ...]] = {}
     looks: dict[str, GoodLooks] = {}  # of the good images of each category, those that were learnt from included
     learnt: tuple[str, ...] = ()  # the images that the model has learnt from, by `image_name`: they cannot be added
+    part: str | None = None  # the pattern that finds in an image's path which part it shows (`data.part`)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -75,9 +78,7 @@ class GoodScores(BaseModel):
         try:
             good = cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(key) for key in first["loc"]) or "the file"
-            raise RunError(f"good parts' scores cannot be read: {where}: {first['msg']}") from None
+            raise RunError(f"good parts' scores cannot be read: {first_fault(error)}") from None
         if good.format > FORMAT:
             raise RunError(f"good parts' scores are of format {good.format}, this version reads {FORMAT}; upgrade")
         return good
@@ -86,6 +87,11 @@ class GoodScores(BaseModel):
     def stamp(self) -> str:
         """16 hexadecimal digits of the conditions: what a `verdict.toml` of this run carries."""
         return hashlib.sha256(json.dumps(self.conditions, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def sha256(self) -> str:
+        """16 hexadecimal digits of everything that is known of the good parts."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
     @property
     def categories(self) -> list[str]:
@@ -128,6 +134,10 @@ class GoodScores(BaseModel):
         """(n,) float64: above which value a part's maps have no region of `least_area_px`."""
         return np.array([peak_of_area(part.peaks, least_area_px) for part in self.of(category)], dtype=np.float64)
 
+    def fewest_images(self, category: str | None = None) -> int:
+        """How many images every good part of a category has at least; 1 without any."""
+        return min((part.images for part in self.of(category)), default=1)
+
     def joined(
         self,
         category: str,
@@ -145,7 +155,7 @@ class GoodScores(BaseModel):
         """
         if self.categories:
             refuse_other_conditions(self.conditions, conditions, "the good parts' scores")
-        parts = {**self.parts, category: joined_parts([*self.parts.get(category, ()), *more])}
+        parts = {**self.parts, category: _merged(self.parts.get(category, ()), joined_parts(more))}
         every = [one for one in (self.looks.get(category), looks) if one is not None]
         together = {**self.looks, category: GoodLooks.joined(every)} if every else self.looks
         return self.model_copy(update={"conditions": dict(conditions), "parts": parts, "looks": together})
@@ -165,15 +175,24 @@ def joined_parts(images: Iterable[GoodPart]) -> tuple[GoodPart, ...]:
     parts: dict[str, GoodPart] = {}
     for image in images:
         known = parts.get(image.part)
-        if known is None:
-            parts[image.part] = image
-            continue
-        if known.lot != image.lot:
-            raise RunError(f"part '{image.part}' is of two lots, '{known.lot}' and '{image.lot}'; mend data.lot")
-        peaks = tuple(max(pair) for pair in zip(known.peaks, image.peaks, strict=True))
-        highest = {"score": max(known.score, image.score), "peaks": peaks}
-        parts[image.part] = image.model_copy(update=highest)
+        parts[image.part] = image if known is None else _highest(known, image, known.images + image.images)
     return tuple(parts.values())
+
+
+def _merged(known: Iterable[GoodPart], more: Iterable[GoodPart]) -> tuple[GoodPart, ...]:
+    """Both; of a part that is in both, whose images may be the same ones, the higher values."""
+    parts = {part.part: part for part in known}
+    for part in more:
+        before = parts.get(part.part)
+        parts[part.part] = part if before is None else _highest(before, part, max(before.images, part.images))
+    return tuple(parts.values())
+
+
+def _highest(one: GoodPart, other: GoodPart, images: int) -> GoodPart:
+    if one.lot != other.lot:
+        raise RunError(f"part '{one.part}' is of two lots, '{one.lot}' and '{other.lot}'; mend data.lot")
+    peaks = tuple(max(pair) for pair in zip(one.peaks, other.peaks, strict=True))
+    return other.model_copy(update={"score": max(one.score, other.score), "peaks": peaks, "images": images})
 
 
 def good_share(score: float, good_scores: Sequence[float] | np.ndarray) -> float:

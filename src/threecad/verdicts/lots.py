@@ -1,4 +1,4 @@
-"""Whether good parts of different lots score alike; where they do not, no bound learnt on some holds for the next."""
+"""Whether good parts score alike, of different lots or of another day; where not, no bound on some holds for others."""
 
 from __future__ import annotations
 
@@ -28,6 +28,19 @@ class Lots(NamedTuple):
 
     rows: list[Lot]
     p_value: float  # Kruskal–Wallis; below 0.01 the lots are hardly alike
+
+
+UNLIKE = 0.01
+"""Chance below which a difference is told as one."""
+
+
+def score_alike(scores: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray) -> float:
+    """How likely ranks as different as these are among parts of one kind: Mann–Whitney, two-sided; 1 without any."""
+    if len(scores) == 0 or len(others) == 0:
+        return 1.0
+    from scipy.stats import mannwhitneyu
+
+    return float(mannwhitneyu(scores, others).pvalue)
 
 
 def compare_lots(parts: Sequence[GoodPart]) -> Lots | None:

@@ -106,7 +106,7 @@ def write_verdict(settings: VerdictSettings, stamp: str, limits: dict[str, Any])
         stamp: of the run's good parts, `GoodScores.stamp`.
         limits: thresholds and their promises by category, for readers only.
     """
-    import tomli_w  # a PC on the line only reads
+    import tomli_w  # only where something is written
 
     asked = tomli_w.dumps({"format": FORMAT, **settings.model_dump(), "run": stamp})
     return _HEAD + asked + (_LIMITS + tomli_w.dumps({"limits": limits}) if limits else "")

@@ -69,9 +69,10 @@ async function show(id) {
   $("reason").textContent = part.reason;
   const facts = [part.partId || `part ${id}`, part.jobId && `lot ${part.jobId}`, part.creationTime.slice(0, 19).replace("T", " ") + " UTC"];
   if (part.score !== null) facts.push(`score ${part.score.toPrecision(4)}`);
-  if (part.good_share !== null) facts.push(`${(100 * part.good_share).toPrecision(2)} % of good parts score as high`);
+  if (part.good_share !== null) facts.push(`good share ${(100 * part.good_share).toPrecision(2)} %`);
   if (part.answer) facts.push(`answered ${part.answer} ${part.defect}`);
   $("facts").textContent = facts.filter(Boolean).join(" · ");
+  $("image-caption").textContent = "This part";
   setPicture($("image"), part.links.image);
   setPicture($("map"), part.links.map);
   setPicture($("golden"), part.links.golden);
@@ -90,6 +91,12 @@ async function show(id) {
 function setPicture(image, link) {
   image.hidden = !link;
   if (link) image.src = link;
+}
+for (const name of ["image", "map", "golden"]) {
+  $(name).addEventListener("error", () => {
+    $(name).hidden = true;
+    $(`${name === "golden" ? name : "image"}-caption`).textContent = "Its picture is no longer kept";
+  });
 }
 
 async function answer(word) {
