@@ -15,10 +15,11 @@ Map and score are weighted sums of their smoothed maps and of these maps' peaks:
 
     map = Σ_k w_k distance_k / spread_k          score = Σ_k v_k (peak_k - mean_k) / spread_k
 
-Nothing of it is chosen by hand. Means and spreads are those of good parts, each as if it had been left out. How much a
-position's covariance takes from those of all others follows from how many parts there are and how much positions differ
-(`nets.gaussians`). The weights w and v, and with them how far to look around, are those that tell altered parts from
-good ones best (`nets.weighing`), altered in ways that the segmenter has not learnt from.
+Means and spreads are those of good parts, each as if it had been left out. How much a position's covariance takes from
+those of all others follows from how many parts there are and how much positions differ (`nets.gaussians`). The weights
+w and v, and with them how far to look around, are those that tell altered parts from good ones best (`nets.weighing`).
+Only `segmented` has a share that is not learnt, one in four, as there are four distances: it was taught on altered
+parts, finds nearly everything in others, of whatever kind, and so they cannot tell what it is worth on real defects.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ from threecad.records import Prediction
 
 REACHES = (0, 1)
 """How many positions around its own a patch's nearest may be; one of them is chosen."""
+
+TAUGHT = {0: 1}
+"""Shares, of four, that altered parts cannot tell: that of the segmented distance."""
 
 DISTANCES = ("segmented", "unusual", "coarse", *(f"nearest within {reach * STRIDE} px" for reach in REACHES))
 """What is weighed, by name. Of the last, a sum takes one."""
@@ -74,8 +78,8 @@ class Calibration(nn.Module):
         self.places = Standardisation(len(DISTANCES), least_share=0.0)  # the distances have different units
         self.peaks = Standardisation(len(DISTANCES), least_share=0.0)
         around = range(len(DISTANCES) - len(REACHES), len(DISTANCES))
-        self.map_weights = Weighing(len(DISTANCES), kinds, exclusive=around)
-        self.score_weights = Weighing(len(DISTANCES), kinds, exclusive=around)
+        self.map_weights = Weighing(len(DISTANCES), kinds, exclusive=around, given=TAUGHT)
+        self.score_weights = Weighing(len(DISTANCES), kinds, exclusive=around, given=TAUGHT)
 
     def forward(self, comparison: Comparison) -> Prediction:
         """anomaly_map and score as in the file's head."""

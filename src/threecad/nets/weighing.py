@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ class Weighing(nn.Module):
         values: K.
         kinds: how many kinds of alterations there are.
         exclusive: indices of values of which a form takes one at most.
+        given: shares of values, by index, that are not learnt.
         steps: into how many equal shares the weights are divided.
 
     Attributes:
@@ -37,9 +39,18 @@ class Weighing(nn.Module):
     evidence: Tensor
     forms: Tensor
 
-    def __init__(self, values: int, kinds: int = 1, exclusive: Sequence[int] = (), steps: int = 4) -> None:
+    def __init__(
+        self,
+        values: int,
+        kinds: int = 1,
+        exclusive: Sequence[int] = (),
+        given: Mapping[int, int] = MappingProxyType({}),
+        steps: int = 4,
+    ) -> None:
         super().__init__()
-        forms = torch.tensor(_shares(values, exclusive, steps), dtype=torch.float32) / steps
+        whole = _shares(values, exclusive, steps)
+        chosen = [shares for shares in whole if all(shares[k] == share for k, share in given.items())]
+        forms = torch.tensor(chosen, dtype=torch.float32) / steps
         self.register_buffer("forms", forms, persistent=False)
         self.register_buffer("evidence", torch.zeros(kinds, len(forms)))
         self.register_buffer("weight", torch.full((values,), 1 / values))
@@ -82,13 +93,14 @@ class Weighing(nn.Module):
         """The weights and the evidence for them, in words."""
         found = 100 * self.overall()
         of_kinds = 100 * self.evidence[:, found.argmax()]
-        alone = {name: float(found[self.forms[:, k] == 1].max()) for k, name in enumerate(names)}
+        most = self.forms.amax(dim=0)
+        mainly = {name: float(found[self.forms[:, k] == most[k]].max()) for k, name in enumerate(names)}
         return (
             " + ".join(f"{share:g} {name}" for share, name in zip(self.weight.tolist(), names, strict=True) if share)
             + f": average precision on altered parts {float(found.max()):.1f} % ("
             + ", ".join(f"{kind} {float(value):.1f}" for kind, value in zip(kinds, of_kinds, strict=True))
-            + "); alone "
-            + ", ".join(f"{name} {value:.1f}" for name, value in alone.items())
+            + "); mainly "
+            + ", ".join(f"{name} {value:.1f}" for name, value in mainly.items())
         )
 
 
