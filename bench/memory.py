@@ -71,7 +71,9 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 def peak_mb(run: Path, picture: Path, out: Path, options: list[str]) -> float:
     """Largest resident size of a process that predicts one picture."""
     command = [sys.executable, "-c", CHILD, "predict", str(run), str(picture), "--out", str(out), *options]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
     return int(done.stdout.split()[-1]) / 1e3
 
 
