@@ -20,7 +20,7 @@ from pathlib import Path
 
 from grid import draw, write_plan
 
-JOBS = 6
+JOBS = 4
 
 
 def main() -> None:

@@ -23,16 +23,15 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
+from station_load import fill, malformed, sustainable_rate
 from station_service import Answered, Service, drawn
-from threecad.station import chain
 from threecad.station.line import Limits
 from threecad.station.models import Models
 from threecad.station.serving import open_line
-from threecad.station.store import LOOKED_UP, Outcome, Store, Ticket, connect, now, store_faults
+from threecad.station.store import connect, now, store_faults
 
 QUEUE_MS = 200
 
@@ -174,7 +173,7 @@ class Bench:
             service.within("rm filler")
             after = service.inspect(drawn(9), "after").status
             audit = service.within(f"'{sys.executable}' -m threecad audit verify . || true").split(";")[0]
-        said = full[0].said.get("detail", "")
+        said = reason(full[0])
         return Finding(
             "503 with the reason while it is full, pages live, 200 once there is room",
             f"{before}, then {sorted({one.status for one in full})} ({said}), page {pages}; room again: {after}; "
@@ -193,8 +192,7 @@ class Bench:
         code, line = start.ended()
         return Finding(
             "503 with the reason; one line and exit 2 at a start",
-            f"{before}, then {refused.status} ({refused.said.get('detail', '')}), mended: {after}; "
-            f"start: exit {code} ({line})",
+            f"{before}, then {refused.status} ({reason(refused)}), mended: {after}; start: exit {code} ({line})",
             (before, refused.status, after, code) == (200, 503, 200, 2),
         )
 
@@ -311,76 +309,9 @@ def small_bundle(folder: Path) -> Path:
     return folder / "cover"
 
 
-def fill(folder: Path, recipe: str, count: int) -> None:
-    """A store of as many parts, as a station would have written them, without waiting for the disk."""
-    Store(folder).close()
-    rng = random.Random(0)
-    with closing(connect(folder)) as database:
-        database.execute("PRAGMA synchronous = OFF")
-        database.execute("BEGIN")
-        for number in range(1, count + 1):
-            word = rng.choices(("OK", "REVIEW", "NG"), (95, 3, 2))[0]
-            ticket = Ticket(number, now(), f"P{number}", recipe, f"L{number // 500}", False, f"{number:064x}")
-            outcome = Outcome(word, "", rng.random(), rng.random(), duration_ms=20.0, brightness=100 + rng.random())
-            content = {**ticket._asdict(), **asdict(outcome)}
-            row = chain.append(database, ticket.at, "result", number, content)
-            names = (*Ticket._fields, "seq", *LOOKED_UP)
-            values = [row.seq if name == "seq" else content[name] for name in names]
-            database.execute(
-                f"INSERT INTO parts ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})",
-                values,
-            )
-            if word != "OK" and rng.random() < 0.8:
-                said = {"answer": "good", "defect": "", "who": "operator"}
-                chain.append(database, ticket.at, "answer", number, said)
-                database.execute("UPDATE parts SET answer = 'good', defect = '' WHERE id = ?", (number,))
-        database.execute("COMMIT")
-
-
-def sustainable_rate(service: Service, seconds: float) -> float:
-    """Parts a second that two clients get inspected, each of which waits for its answer."""
-    done, deadline = Counter[int](), time.monotonic() + seconds
-
-    def work(worker: int) -> None:
-        while time.monotonic() < deadline:
-            service.inspect(drawn(done[worker] % 40), "rate")
-            done[worker] += 1
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(work, range(2)))
-    return done.total() / seconds
-
-
-def malformed(rng: random.Random) -> bytes:
-    """A request that one thing, or now and then a second one, is wrong with."""
-    wrong = {
-        "method": (b"PUT", b"\xff", b"GET GET"),
-        "path": (b"/v1/parts/x/map", b"/v1/parts?limit=-1", b"/v1/parts?before=1e9", b"/%ff%00", b"/../..", b"*"),
-        "version": (b"HTTP/9", b""),
-        "host": (b"Host: elsewhere", b"Host:", b"no header"),
-        "kind": (
-            b"Content-Type: application/json",
-            b"Content-Type: multipart/form-data; boundary=x",
-            b"X: " + b"y" * 9000,
-        ),
-        "length": (b"Content-Length: 5", b"Content-Length: -1", b"Content-Length: x", b"Transfer-Encoding: chunked"),
-        "body": (
-            b"",
-            b"{",
-            b"[" * 3000,
-            b"\x89PNG\r\n\x1a\n",
-            drawn(0)[:900],
-            b'{"answer": "\\ud800"}',
-            rng.randbytes(300),
-        ),
-    }
-    targets = b"/v1/inspect /v1/inspect?recipe=none /v1/parts/1/answer /v1/recipes/cover/thresholds /login".split()
-    said = {"method": b"POST", "path": rng.choice(targets), "version": b"HTTP/1.1", "host": b"Host: 127.0.0.1"}
-    said |= {"kind": b"Content-Type: image/png", "body": rng.choice(wrong["body"])}
-    said |= {name: rng.choice(wrong[name]) for name in rng.sample(sorted(wrong), rng.choice((1, 1, 1, 2)))}
-    length = said.get("length", b"Content-Length: %d" % len(said["body"]))
-    start = b" ".join((said["method"], said["path"], said["version"]))
-    return b"\r\n".join((start, said["host"], said["kind"], length, b"Connection: close", b"", said["body"]))
+def reason(refused: Answered) -> str:
+    """Why a picture could not be written, without its name of 64 letters."""
+    return str(refused.said.get("detail", "")).partition(": ")[2]
 
 
 def processor() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from threecad.benchmark.keys import code_version, with_keys
 from threecad.benchmark.plan import Job, packaged_plans, read_plan
 from threecad.benchmark.rows import read_rows
 from threecad.benchmark.run import Report, run_plan
+from threecad.benchmark.sheet import draw_sheet
 from threecad.data.catalog import DATASETS
 from threecad.data.readers import list_categories
 from threecad.engines import Ended, attempt
@@ -91,6 +93,25 @@ def test_tables_in_every_format_and_a_sheet_lie_beside_the_rows(benchmark: Path)
     with Image.open(out / "sheet.png") as sheet:
         assert sheet.info["dpi"] == pytest.approx((300, 300), abs=0.1)
         assert sheet.width > 4 * 256 and sheet.height > 3 * 256
+
+
+@pytest.mark.slow
+def test_what_a_kill_left_half_written_among_rows_and_maps_is_no_row_and_no_map(
+    benchmark: Path, tmp_path: Path, common_tree: Path
+) -> None:
+    shutil.copytree(benchmark / "out", tmp_path / "out")
+    for place in (
+        "rows/padim/plate/.threecad-a/new.json",
+        "maps/padim/plate/.threecad-b/new.npz",
+        ".threecad-c/new.md",
+    ):
+        (tmp_path / "out" / place).parent.mkdir()
+        (tmp_path / "out" / place).write_text("half a fi")
+    assert len(read_rows([tmp_path / "out"])) == 2  # `threecad tables` reads past it
+    draw_sheet([tmp_path / "out"], tmp_path / "sheet.png")
+    report = run(tmp_path, common_tree)
+    assert (len(report.skipped), report.superseded) == (2, [])
+    assert not list((tmp_path / "out").rglob(".threecad-*"))
 
 
 @pytest.mark.slow

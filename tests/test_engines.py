@@ -16,7 +16,7 @@ from conftest import plant
 from engine_tasks import PLAN, environment, fail, kill_oneself, kill_oneself_once, leave, square
 from threecad.benchmark.plan import read_plan
 from threecad.benchmark.run import run_plan
-from threecad.engines import Engine, map_tasks
+from threecad.engines import Engine, map_tasks, processors
 from threecad.errors import RunError, SettingsError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tasks_can_be_imported")]
@@ -62,12 +62,22 @@ def test_workers_have_processors_and_threads_of_their_own(monkeypatch: pytest.Mo
     assert {found["threads"] for found in seen} == {str(LOCAL.threads)}
     assert {found["gpu"] for found in seen} <= {"3", "5"}
     if hasattr(os, "sched_getaffinity"):
-        assert all(len(found["processors"]) <= LOCAL.threads for found in seen)
+        assert all(len(found["processors"]) <= LOCAL.share for found in seen)
 
 
 def test_fewer_threads_than_a_share_are_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert Engine(workers=1).threads == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="processes cannot be kept to processors here")
+def test_a_lone_worker_may_use_every_processor_so_that_two_commands_do_not_meet_on_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (ended,) = map_tasks(environment, [0], Engine())
+    assert ended.result["processors"] == processors()
 
 
 def test_a_cluster_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ pytest.importorskip("starlette.testclient", exc_type=ImportError, reason="httpx2
 from stations import Station, picture
 from threecad.station.pages import STATIC
 from threecad.station.safety import Guard, Role
+from threecad.station.serving import _answer
 
 PAGES = ("/", "/health", "/records", "/login")
 
@@ -110,6 +113,11 @@ def test_records_show_how_thresholds_have_changed(station: Station) -> None:
     station.client.post("/v1/recipes/plate/thresholds", json={"reject_at": 0.2, "review_at": 0.4})
     text = station.client.get("/records").text
     assert "engineer" in text and re.search(r"0\.\d+ → 0\.\d+", text)
+
+
+def test_a_station_that_is_told_to_stop_before_it_answers_stops(station: Station) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        _answer(station.client.app, listening, lambda address: signal.raise_signal(signal.SIGTERM))
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -66,3 +67,13 @@ def test_a_command_computes_in_free_processors_unless_the_environment_says_how_m
     monkeypatch.delenv(threads.NUMBER)
     give_way()
     assert (os.environ[threads.NUMBER], gave_way()) == ("5", True)
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="only Linux says how busy processors are")
+def test_what_this_process_computes_shows_in_the_load() -> None:
+    before, end = threads._busy_s(), time.process_time() + 0.1
+    while time.process_time() < end:
+        pass
+    after = threads._busy_s()
+    assert before is not None and after is not None
+    assert after - before >= 0.05

@@ -205,6 +205,12 @@ def is_leftover(entry: Path) -> bool:
     return entry.name.startswith(_PREFIX) and entry.is_dir()
 
 
+def whole_files(folder: Path, suffix: str) -> list[Path]:
+    """Files of a suffix in a folder and below, sorted; what a killed process left half-written is none of them."""
+    files = folder.rglob(f"*{suffix}")
+    return sorted(file for file in files if not file.parent.name.startswith(_PREFIX))
+
+
 def sweep(folder: Path, older_than_s: float = 0.0, *, at_any_depth: bool = False) -> None:
     """Remove what killed processes left half-written in a folder, and in those below it if asked for."""
     for leftover in (folder.rglob if at_any_depth else folder.glob)(f"{_PREFIX}*"):

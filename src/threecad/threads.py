@@ -13,7 +13,6 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-
 MOMENT_S = 0.2
 """For how long a command looks at the load before it chooses."""
 
@@ -41,9 +40,8 @@ def give_way() -> None:
     """Let this process compute in as many threads as other programs leave processors.
 
     Threads of one operator wait for the last of them. With one more than there are free processors, each operator takes
-    as long as the scheduler leaves that one out: beside one busy program a fit in two threads takes three times as long
-    on two processors, and in one thread twice. Has an effect before torch is loaded only. What the environment says
-    already stays.
+    as long as the scheduler leaves that one out, and a fit slows down by more than the share that others take
+    (`bench/load.py`). Has an effect before torch is loaded only. What the environment says already stays.
     """
     global _chosen
     if NUMBER not in os.environ:
@@ -77,11 +75,15 @@ def free_processors(moment_s: float = MOMENT_S) -> int:
 
 
 def _busy_s() -> float | None:
-    """Seconds that all processors of the machine have worked since it started; None where the system does not say."""
+    """Seconds that the processors of this process have worked since the machine started; None where it does not say."""
     try:
-        user, nice, system, _idle, _waiting, *interrupts = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-        return sum(map(int, (user, nice, system, *interrupts))) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError):
+        mine = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        lines = [line.split() for line in Path("/proc/stat").read_text().splitlines() if line.startswith("cpu")]
+        counts = [[int(value) for value in line[1:9]] for line in lines if line[0] in mine]
+        idle, waiting = 3, 4
+        ticks = sum(sum(of_one) - of_one[idle] - of_one[waiting] for of_one in counts)
+        return ticks / os.sysconf("SC_CLK_TCK")
+    except (AttributeError, OSError, ValueError, IndexError):
         return None
 
 

@@ -457,8 +457,9 @@ def test_one_or_two_parts_are_enough_to_learn_from(count: int) -> None:
     for changes in ({}, {**OURS, "neighbours": 1}):
         detector = fit(built(**changes), parts(count))
         with torch.no_grad():
-            prediction = detector(parts(2, seed=3))
-        assert prediction.anomaly_map.isfinite().all() and prediction.score.isfinite().all()
+            predictions = [detector(parts(2, seed=3)), detector.left_out(parts(count))]
+        for prediction in predictions:
+            assert prediction.anomaly_map.isfinite().all() and prediction.score.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["fitted", "ours"])

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from threecad.errors import RunError
+from threecad.files import whole_files
 
 RECIPE = ("code", "settings", "weights", "textures", "roi", "budget")
 """What rows of one method and variant have in common, whatever their seed and category."""
@@ -109,7 +110,7 @@ def read_key(file: Path) -> dict[str, Any] | None:
 
 
 def _row_files(folder: Path) -> Iterator[Path]:
-    files = sorted((folder / "rows").rglob("*.json"))
+    files = whole_files(folder / "rows", ".json")
     if not files:
         raise RunError(
             f"expected finished rows of a benchmark in {folder / 'rows'}, found none; `threecad benchmark` makes them"

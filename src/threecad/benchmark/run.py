@@ -28,7 +28,7 @@ from threecad.benchmark.sheet import draw_sheet
 from threecad.demo.parts import write_parts
 from threecad.engines import Engine, map_tasks
 from threecad.errors import RunError
-from threecad.files import is_leftover, write_json, write_text, writing
+from threecad.files import is_leftover, sweep, whole_files, write_json, write_text, writing
 
 SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex"}
 
@@ -67,6 +67,8 @@ def run_plan(
     """
     _claim(out, plan)
     with _alone(out):
+        for folder in (out, *(out / name for name in ("rows", "superseded", "maps", "failures"))):
+            sweep(folder, at_any_depth=folder != out)
         plan = _with_parts(plan, out, notify)
         jobs = with_keys(plan)
         report = Report(superseded=_set_aside(out, jobs))
@@ -141,7 +143,7 @@ def _set_aside(out: Path, jobs: Sequence[Job]) -> list[str]:
     by_name = {job.name: job for job in jobs}
     lines = {job.line for job in jobs}
     aside = []
-    for file in sorted((out / "rows").rglob("*.json")):
+    for file in whole_files(out / "rows", ".json"):
         name = file.relative_to(out / "rows").with_suffix("").as_posix()
         key = read_key(file)
         if name in by_name:
@@ -187,10 +189,10 @@ def _line(outcome: Outcome, number: int, total: int, left_s: float) -> str:
 
 def _print_tables(out: Path) -> None:
     """The tables in every format, and the sheet, beside the rows; nothing where no job was finished."""
-    if not any((out / "rows").rglob("*.json")):
+    if not whole_files(out / "rows", ".json"):
         return
     rows = read_rows([out])
     for name in FORMATS:
         write_text(out / f"tables.{SUFFIXES[name]}", write_tables(rows, name) + "\n")
-    if any((out / "maps").rglob("*.npz")):
+    if whole_files(out / "maps", ".npz"):
         draw_sheet([out], out / "sheet.png")

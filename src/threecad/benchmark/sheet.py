@@ -10,7 +10,7 @@ import numpy as np
 
 from threecad.benchmark.tables import in_order
 from threecad.errors import RunError, SettingsError, did_you_mean
-from threecad.files import replacing
+from threecad.files import replacing, whole_files
 from threecad.methods import METHODS
 from threecad.report.sheet import DPI, Maps, compose
 
@@ -36,7 +36,7 @@ def draw_sheet(folders: Sequence[Path], file: Path, methods: Sequence[str] = ())
 def read_maps(folders: Sequence[Path]) -> dict[str, Maps]:
     """The maps of each method (with its variant), of the lowest seed that was run."""
     found: dict[str, Maps] = {}
-    files = sorted(file for folder in folders for file in (folder / "maps").rglob("*.npz"))
+    files = sorted(file for folder in folders for file in whole_files(folder / "maps", ".npz"))
     if not files:
         raise RunError(
             f"expected maps of a benchmark in {folders[0] / 'maps'}, found none; `threecad benchmark` makes them"

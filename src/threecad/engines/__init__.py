@@ -30,11 +30,15 @@ class Engine:
             raise SettingsError(f"{self.address} is the address of a Ray cluster; add --engine ray, or leave it out")
 
     @property
+    def share(self) -> int:
+        """Processors of one worker on this machine."""
+        return max(1, len(processors()) // self.workers)
+
+    @property
     def threads(self) -> int:
-        """Threads of one worker: its share of the processors, or as few as OMP_NUM_THREADS allows."""
-        share = max(1, len(processors()) // self.workers)
+        """Threads of one worker: one for each of its processors, or as few as OMP_NUM_THREADS allows."""
         allowed = os.environ.get("OMP_NUM_THREADS", "")
-        return min(share, int(allowed)) if allowed.isdigit() and int(allowed) else share
+        return min(self.share, int(allowed)) if allowed.isdigit() and int(allowed) else self.share
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ class _Worker:
         self.number, self.index, self.tries, self.is_dead = number, -1, 0, False
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        own = processors()[number * engine.threads :][: engine.threads]
+        own = processors()[number * engine.share :][: engine.share]
         environment = {"OMP_NUM_THREADS": str(engine.threads), **_gpu(number)}
         self.process = context.Process(target=_serve, args=(theirs, own, environment), daemon=True)
         self.process.start()

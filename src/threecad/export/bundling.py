@@ -37,7 +37,7 @@ TRAVEL_BYTES = 2**22
 """Largest file that travels."""
 
 REFUSED = {
-    "bf16": "a machine's bf16 reaches into distances of nearly equal features, whose maps it makes useless",
+    "bf16": "nearly equal features then differ by their rounding, even where distances are float32",
     "int8": "quantised features give other distances than those that the run's statistics were learnt from",
 }
 """Precisions that are not offered, and why."""

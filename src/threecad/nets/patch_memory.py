@@ -208,8 +208,8 @@ def nearest(vectors: Tensor, patches: Tensor, squares: Tensor) -> tuple[Tensor, 
     found = []
     for first in range(0, patches.shape[1], ROWS_AT_ONCE):
         some = slice(first, first + ROWS_AT_ONCE)
-        products = torch.baddbmm(squares[:, some].unsqueeze(1), vectors, patches[:, some].transpose(1, 2), alpha=-2)
-        closeness, row = products.min(dim=2)
+        products = torch.baddbmm(squares[:, some].unsqueeze(2), patches[:, some], vectors.transpose(1, 2), alpha=-2)
+        closeness, row = products.min(dim=1)  # (cells, rows, N): the memory, which is large, is read as it lies
         found.append((closeness, row + first))
     closeness, row = (torch.stack(values) for values in zip(*found, strict=True))
     best = closeness.argmin(dim=0, keepdim=True)

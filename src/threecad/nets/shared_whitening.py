@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from threecad.nets.gaussians import LEAST_VARIANCE, whitening
 from threecad.nets.maps import full_precision
 
+LEAST_SHARE = 1e-3  # of a direction's variance, that is taken to be left without one part
 PLACES_AT_ONCE = 64  # whose patches' covariance is added up together
 
 
@@ -54,7 +55,7 @@ class SharedWhitening(nn.Module):
         self.degrees.fill_(max(degrees, 1))
 
     def without(self, away: Tensor, count: Tensor) -> Tensor:
-        """T (D, D): x W T is whitened by the covariance as it would be without a part.
+        """T (D, D): x W T is as long as x whitened by the covariance as it would be without a part.
 
         Without x, the scatter at a place is less by (x - μ)(x - μ)^T N / (N - 1).
 
@@ -67,7 +68,8 @@ class SharedWhitening(nn.Module):
         added = self.least.double() * factor.T @ factor
         scatter = self.degrees.double() * (_identity(added) - added) - (weight * away).T @ away
         sigma = scatter / (self.degrees - len(away)).clamp_min(1) + added
-        return whitening(sigma.unsqueeze(0))[0].to(self.factor)
+        variance, directions = torch.linalg.eigh(sigma)
+        return (directions * variance.clamp_min(LEAST_SHARE).rsqrt()).to(self.factor)
 
 
 def _identity(matrix: Tensor) -> Tensor:

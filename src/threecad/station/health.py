@@ -44,9 +44,9 @@ def hours(line: Line, recipe: str, last: int = 24) -> list[Hour]:
     starts = [(this - timedelta(hours=back)).strftime("%Y-%m-%dT%H") for back in range(last - 1, -1, -1)]
     query = (
         "SELECT substr(at, 1, 13), verdict, count(*) FROM parts "
-        "WHERE at >= ? AND recipe = ? AND verdict IS NOT NULL GROUP BY 1, 2"
+        "WHERE recipe = ? AND substr(at, 1, 13) >= ? AND verdict IS NOT NULL GROUP BY 1, 2"
     )
-    counts = {(hour, verdict): count for hour, verdict, count in line.store.read(query, (starts[0], recipe))}
+    counts = {(hour, verdict): count for hour, verdict, count in line.store.read(query, (recipe, starts[0]))}
     return [Hour(start, {word: counts.get((start, word), 0) for word in WORDS}) for start in starts]
 
 
@@ -57,11 +57,10 @@ def share_rejected(counts: dict[str, int], confidence: float = 0.95) -> dict[str
     return {"NG": share_of(ng, total, confidence), "REVIEW or NG": share_of(ng + review, total, confidence)}
 
 
-def latency(line: Line, recipe: str = "") -> Latency:
+def latency(line: Line, recipe: str) -> Latency:
     """Median and 99 % quantile of the inspection of the latest parts."""
-    where, values = ("WHERE recipe = ?", [recipe]) if recipe else ("WHERE 1", [])
-    query = f"SELECT duration_ms FROM parts {where} AND duration_ms > 0 ORDER BY id DESC LIMIT {LATEST}"
-    found = [duration for (duration,) in line.store.read(query, values)]
+    latest = "FROM parts INDEXED BY parts_recipe WHERE recipe = ? AND duration_ms > 0 ORDER BY id DESC LIMIT ?"
+    found = [duration for (duration,) in line.store.read(f"SELECT duration_ms {latest}", (recipe, LATEST))]
     if not found:
         return Latency(None, None)
     p50, p99 = np.quantile(found, (0.5, 0.99))
@@ -73,7 +72,9 @@ def metrics(line: Line) -> str:
     counted = line.store.read(
         "SELECT recipe, verdict, count(*), total(duration_ms) FROM parts WHERE verdict IS NOT NULL GROUP BY 1, 2"
     )
-    waiting = line.store.read("SELECT count(*) FROM parts WHERE verdict IN ('NG', 'REVIEW') AND answer IS NULL")[0][0]
+    waiting = line.store.read(
+        "SELECT count(*) FROM parts INDEXED BY parts_queue WHERE verdict IN ('NG', 'REVIEW') AND answer IS NULL"
+    )[0][0]
     being = line.store.read("SELECT count(*) FROM parts WHERE seq IS NULL")[0][0]
     rows = line.store.read("SELECT count(*) FROM chain")[0][0]
     lines: list[str] = []

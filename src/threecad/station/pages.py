@@ -25,6 +25,17 @@ WIDTH, HEIGHT = 600, 150  # of charts, in units of their own
 STRIP = 24  # parts
 LEAST_FREE = 2 * GIGABYTE  # bytes of the disk, below which it is time to make room
 
+# The latest lots, from one to the next along their index: however many parts there are, a look for each lot.
+_LOTS = """
+WITH RECURSIVE lots (lot) AS (
+    SELECT min(lot) FROM parts WHERE lot > ''
+    UNION ALL
+    SELECT (SELECT min(lot) FROM parts WHERE lot > lots.lot) FROM lots WHERE lot IS NOT NULL
+)
+SELECT lot, (SELECT max(id) FROM parts WHERE parts.lot = lots.lot) FROM lots WHERE lot IS NOT NULL
+ORDER BY 2 DESC LIMIT 100
+"""
+
 router = APIRouter(include_in_schema=False)
 
 
@@ -38,7 +49,7 @@ def review(request: Request) -> Response:
     """The parts that need eyes."""
     line: Line = request.app.state.line
     kinds = line.store.read("SELECT DISTINCT defect FROM parts WHERE defect != '' ORDER BY 1 LIMIT 50")
-    lots = line.store.read("SELECT lot, max(id) FROM parts WHERE lot != '' GROUP BY lot ORDER BY 2 DESC LIMIT 100")
+    lots = line.store.read(_LOTS)
     return _page(request, "review.html", kinds=[kind for (kind,) in kinds], lots=[lot for lot, _ in lots])
 
 
@@ -50,10 +61,8 @@ def line_health(request: Request, recipe: str = "") -> Response:
     watch: Watch = request.app.state.watches.update(chosen.name)
     hours = health.hours(line, chosen.name)
     counts = {word: sum(hour.counts[word] for hour in hours) for word in health.WORDS}
-    strip = line.store.read(
-        "SELECT id, verdict FROM parts WHERE recipe = ? AND seq IS NOT NULL ORDER BY id DESC LIMIT ?",
-        (chosen.name, STRIP),
-    )
+    latest = "FROM parts INDEXED BY parts_recipe WHERE recipe = ? AND seq IS NOT NULL ORDER BY id DESC LIMIT ?"
+    strip = line.store.read(f"SELECT id, verdict {latest}", (chosen.name, STRIP))
     return _page(
         request,
         "health.html",

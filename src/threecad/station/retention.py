@@ -73,7 +73,7 @@ class Retention:
     @property
     def removed(self) -> int:
         """Parts whose picture is no longer kept."""
-        return int(self.line.store.read("SELECT count(*) FROM parts WHERE removed")[0][0])
+        return int(self.line.store.read("SELECT count(*) FROM parts WHERE removed = 1")[0][0])
 
     @property
     def is_over(self) -> bool:

@@ -168,12 +168,17 @@ def _answer(app: FastAPI, listening: socket.socket, tell: Callable[[str], None])
     import uvicorn
 
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+    server = uvicorn.Server(config)
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
     host, port = listening.getsockname()[:2]
     listening.listen(BACKLOG)
-    tell(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
-    # uvicorn stops gracefully on SIGTERM and then raises it once more, for whoever ran it: for us, who are done.
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    # Ours until uvicorn has its own, and again afterwards: it raises the signal once more for whoever ran it.
+    before = signal.signal(signal.SIGTERM, stop)
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        tell(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+        server.run(sockets=[listening])
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -35,6 +35,9 @@ CREATE TABLE IF NOT EXISTS parts (
 );
 CREATE INDEX IF NOT EXISTS parts_verdict ON parts (verdict, id);
 CREATE INDEX IF NOT EXISTS parts_at ON parts (at);
+CREATE INDEX IF NOT EXISTS parts_hours ON parts (recipe, substr(at, 1, 13), verdict);
+CREATE INDEX IF NOT EXISTS parts_recipe ON parts (recipe, id);
+CREATE INDEX IF NOT EXISTS parts_counts ON parts (recipe, verdict, duration_ms);
 CREATE INDEX IF NOT EXISTS parts_lot ON parts (lot, id);
 CREATE INDEX IF NOT EXISTS parts_defect ON parts (defect) WHERE defect != '';
 CREATE INDEX IF NOT EXISTS parts_picture ON parts (picture, part);
@@ -117,7 +120,8 @@ class Store:
         for column, kind in _NEW_COLUMNS.items():
             if column not in known:
                 self._database.execute(f"ALTER TABLE parts ADD COLUMN {column} {kind}")
-        self._database.execute("CREATE INDEX IF NOT EXISTS parts_kept ON parts (id) WHERE removed IS NULL")
+        for name, condition in (("kept", "removed IS NULL"), ("removed", "removed = 1")):
+            self._database.execute(f"CREATE INDEX IF NOT EXISTS parts_{name} ON parts (id) WHERE {condition}")
 
     def close(self) -> None:
         """Let another station work on it."""
