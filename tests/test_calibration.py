@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from threecad.nets.calibration import DISTANCES, Calibration
+from threecad.nets.calibration import Calibration
 from threecad.nets.differences import CoarseDistance, Comparison, FineDistances
 from threecad.nets.halves import half_of
 from threecad.nets.maps import GaussianBlur, upsample
@@ -23,7 +23,7 @@ SIDES, CHANNELS = (16, 8, 4), (3, 4, 5)
 
 def calibration(branches: int = 1) -> Calibration:
     teacher = cast(Any, SimpleNamespace(strides=[4, 8, 16], channels=list(CHANNELS)))
-    return Calibration(teacher, branches, GaussianBlur(4.0, (64, 64)), (64, 64), kinds=1)
+    return Calibration(teacher, branches, GaussianBlur(4.0, (64, 64)), (64, 64))
 
 
 def comparison(teacher: list[Tensor], *branches: list[Tensor], mask: Tensor | float = 0.0) -> Comparison:
@@ -141,26 +141,23 @@ def test_the_mask_weighs_the_fine_distance() -> None:
     torch.testing.assert_close(everything, fine)
 
 
-def test_map_and_score_are_weighted_sums_of_what_is_measured_in_spreads_over_good_parts() -> None:
+def test_map_and_score_are_means_of_what_is_measured_in_spreads_over_good_parts() -> None:
     made = calibration()
-    generator = torch.Generator().manual_seed(0)
     teacher, recovered = pyramids(8)
-    seen = comparison(teacher, recovered, mask=torch.rand(8, 1, 64, 64, generator=generator))
+    mask = torch.rand(8, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    seen = comparison(teacher, recovered, mask=mask)
     distances = made.measure(seen)
     peaks = distances.amax(dim=(2, 3))
     for standardise, values in ((made.places, distances.movedim(1, -1)), (made.peaks, peaks)):
         sums = standardise.empty_sums()
         standardise.add(sums, values)
         standardise.conclude(sums)
-    weights = torch.rand(2, len(DISTANCES), generator=generator)
-    made.map_weights.weight.copy_(weights[0])
-    made.score_weights.weight.copy_(weights[1])
     found = made(seen)
-    spread = distances.std(dim=(0, 2, 3), correction=0)
-    expected = torch.einsum("bkhw,k->bhw", distances, weights[0] / spread).unsqueeze(1)
-    torch.testing.assert_close(found.anomaly_map, expected, rtol=1e-3, atol=1e-3)
+    in_spreads = distances / distances.std(dim=(0, 2, 3), correction=0).view(-1, 1, 1)
+    segmented, _, coarse, nearest = in_spreads.unbind(dim=1)
+    torch.testing.assert_close(found.anomaly_map[:, 0], (segmented + coarse + nearest) / 3, rtol=1e-3, atol=1e-3)
     units = (peaks - peaks.mean(dim=0)) / peaks.std(dim=0, correction=0)
-    torch.testing.assert_close(found.score, units @ weights[1], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.score, units.mean(dim=1), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("count", [12, 24])

@@ -7,14 +7,13 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from threecad.detector import Epochs, StatisticsPhase, Steps
+from threecad.detector import Epochs, StatisticsPhase
 from threecad.nets.calibration import Calibration, thinned
 from threecad.nets.differences import Comparison
 from threecad.nets.standardisation import Standardisation
 from threecad.nets.sums import joined, of_part
 from threecad.records import Batch
 from threecad.synthesis import Synthesizer
-from threecad.synthesis.alterations import KINDS, Alterations
 
 
 def standardisation_phase(
@@ -39,10 +38,6 @@ def standardisation_phase(
     return StatisticsPhase("standardisation", lambda: joined(part.empty_sums() for part in parts), observe, conclude)
 
 
-EVIDENCE = Steps(8)
-"""How many batches of each kind of alterations weights are learnt from."""
-
-
 def calibration_phases(
     calibration: Calibration,
     teacher: Callable[[Tensor], Sequence[Tensor]],
@@ -51,7 +46,7 @@ def calibration_phases(
     ridge: float,
 ) -> Iterator[StatisticsPhase]:
     """The passes that fit a `Calibration`: what is usual of good parts, and of altered ones beside the alteration; the
-    distances' spreads; and, from one kind of alterations after the other, the weights of the distances.
+    patches of good parts; and the distances' spreads.
 
     Args:
         teacher: from images (B, 3, H, W) to the features that `compare` compares the others with.
@@ -88,30 +83,4 @@ def calibration_phases(
     )
     yield standardisation_phase(
         [calibration.places, calibration.peaks], lambda image: calibration.usual(image, compare(image))
-    )
-    for index, kind in enumerate(KINDS):
-        yield _weights_phase(calibration, compare, index, Alterations(kind))
-
-
-def _weights_phase(
-    calibration: Calibration, compare: Callable[[Tensor], Comparison], index: int, alterations: Alterations
-) -> StatisticsPhase:
-    """A pass over some of the good parts, as they are and altered, that weighs the distances once more."""
-    weighings = calibration.map_weights, calibration.score_weights
-
-    def observe(sums: Mapping[str, Tensor], batch: Batch) -> None:
-        counts = [of_part(sums, part) for part in range(len(weighings))]
-        calibration.add_evidence(counts, batch.image, compare(batch.image), compare(batch.augmented), batch.mask)
-
-    def conclude(sums: Mapping[str, Tensor]) -> None:
-        for part, weighing in enumerate(weighings):
-            weighing.conclude(of_part(sums, part), index)
-
-    return StatisticsPhase(
-        f"weights_{alterations.kind}",
-        lambda: joined(weighing.empty_sums() for weighing in weighings),
-        observe,
-        conclude,
-        synthesizer=alterations,
-        duration=EVIDENCE,
     )

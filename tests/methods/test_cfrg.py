@@ -331,7 +331,6 @@ def test_a_calibration_from_a_single_part_is_finite() -> None:
     phases = [phase for phase in detector.phases(ProceduralTextures()) if isinstance(phase, StatisticsPhase)]
     assert [phase.name for phase in phases] == [
         *("fine_distances", "coarse_distance", "good_parts", "nearest_patches", "standardisation"),
-        *("weights_displaced", "weights_shaded", "weights_scratched"),
     ]
     with torch.no_grad():
         one = Batch(batch().image[:1], batch().image[:1], batch().mask[:1])

@@ -37,9 +37,8 @@ Differences
         pooled over images, with the paper's own beside it; the last epoch is kept.
     ours, off in the `paper` preset
       - `calibrated`: distances are measured in units of how much they vary where parts are good (`nets.calibration`),
-        which statistics passes after the training find out. Map and score are weighted sums of several distances, among
-        them that of the teacher's features from the nearest ones of good parts. The weights are those that best tell
-        good parts from the same ones altered, in ways that the segmenter has not learnt from.
+        which statistics passes after the training find out. Map and score add up several distances with equal shares,
+        among them that of the teacher's features from the nearest ones of good parts.
 """
 
 from __future__ import annotations
@@ -67,7 +66,6 @@ from threecad.schedules import milestones
 from threecad.settings import BackboneConfig
 from threecad.shared_phases import calibration_phases
 from threecad.synthesis import TextureSource
-from threecad.synthesis.alterations import KINDS
 from threecad.synthesis.blending import TextureSynthesizer
 
 FLOOR = 32
@@ -175,7 +173,7 @@ class CFRG(Detector):
         self.segmenter = Segmenter(self.teacher.channels) if config.segmentation else None
         self.smooth = GaussianBlur(config.sigma_px, config.image_size)
         self.calibration = (
-            Calibration(self.teacher, 2 if config.recovery else 1, self.smooth, config.image_size, len(KINDS))
+            Calibration(self.teacher, 2 if config.recovery else 1, self.smooth, config.image_size)
             if config.calibrated
             else None
         )
@@ -219,7 +217,7 @@ class CFRG(Detector):
 
     def choices(self) -> list[str]:
         """What the calibration has learnt of its own form."""
-        return [] if self.calibration is None else self.calibration.choices(KINDS)
+        return [] if self.calibration is None else self.calibration.choices()
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """L_all = L_dis + L_rec + L_bce (eq. 5)."""
