@@ -370,7 +370,7 @@ def test_stats_prints_table_1_and_the_histograms(ask: Ask, tree: Path) -> None:
     lines = ask("data", "stats", tree).out.splitlines()
     assert lines[0].split("  ")[0] == "Category"
     assert lines[1].split() == ["plate", "12", "8", "4", "4", "1", "48~48", "64~64", "1~1/1~1"]
-    assert any(line.startswith("Defect area ratio, median ") for line in lines)
+    assert any(line.startswith("Defect area ratio of 4 images, median ") for line in lines)
 
 
 def test_the_cache_is_listed_and_cleared(ask: Ask, tree: Path, tmp_path: Path, cache: Path) -> None:
