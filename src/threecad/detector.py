@@ -154,10 +154,6 @@ class Detector(nn.Module, ABC):
         """
         raise NotImplementedError
 
-    def choices(self) -> list[str]:
-        """What the fit has chosen by the set's own parts, and on what evidence: lines for the run's record."""
-        return []
-
     @property
     def places(self) -> int:
         """How many frames of a part have a network of their own; they then come in together."""

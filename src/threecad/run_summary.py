@@ -65,8 +65,6 @@ def _choices(record: RunRecord) -> Iterator[tuple[str, str]]:
         table, _, key = name.partition(".")
         usual, chosen = (tables.get(table, {}).get(key, "unset") for tables in (preset, record.settings))
         yield f"  {name}", f"{chosen} (the preset: {usual})"
-    for choice in record.choices:
-        yield "chosen by the parts", choice
 
 
 def _conditions(record: RunRecord) -> Iterator[tuple[str, str]]:

@@ -8,8 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from threecad.detector import Epochs, StatisticsPhase
-from threecad.nets.calibration import Calibration, thinned
-from threecad.nets.differences import Comparison
+from threecad.nets.calibration import Calibration, Comparison
 from threecad.nets.standardisation import Standardisation
 from threecad.nets.sums import joined, of_part
 from threecad.records import Batch
@@ -39,48 +38,29 @@ def standardisation_phase(
 
 
 def calibration_phases(
-    calibration: Calibration,
-    teacher: Callable[[Tensor], Sequence[Tensor]],
-    compare: Callable[[Tensor], Comparison],
-    synthesizer: Synthesizer,
-    ridge: float,
+    calibration: Calibration, compare: Callable[[Tensor], Comparison], synthesizer: Synthesizer, ridge: float
 ) -> Iterator[StatisticsPhase]:
-    """The passes that fit a `Calibration`: what is usual of good parts, and of altered ones beside the alteration; the
-    patches of good parts; and the distances' spreads.
+    """The three passes that fit a `Calibration`: its fine Gaussians, its coarse ones, the spreads of its peaks.
 
     Args:
-        teacher: from images (B, 3, H, W) to the features that `compare` compares the others with.
-        compare: from images to what the calibration compares.
+        compare: from images (B, 3, H, W) to what the calibration compares.
         synthesizer: alters the parts that the coarse Gaussians are fitted on.
         ridge: share of the mean variance that is added to every variance.
     """
-    fine, coarse, nearest = calibration.fine, calibration.coarse, calibration.nearest
     yield StatisticsPhase(
         "fine_distances",
-        fine.empty_sums,
-        observe=lambda sums, batch: fine.add(sums, compare(batch.image)),
-        conclude=lambda sums: fine.conclude(sums, ridge),
+        calibration.empty_fine_sums,
+        observe=lambda sums, batch: calibration.add_fine(sums, compare(batch.image)),
+        conclude=lambda sums: calibration.conclude_fine(sums, ridge),
     )
     yield StatisticsPhase(
-        "coarse_distance",
-        coarse.empty_sums,
-        observe=lambda sums, batch: coarse.add(sums, batch.image, compare(batch.augmented), batch.mask),
-        conclude=lambda sums: coarse.conclude(sums, ridge),
+        "coarse_distances",
+        calibration.empty_coarse_sums,
+        observe=lambda sums, batch: calibration.add_coarse(sums, compare(batch.augmented), batch.mask),
+        conclude=lambda sums: calibration.conclude_coarse(sums, ridge),
         synthesizer=synthesizer,
         duration=Epochs(2),
     )
-    yield StatisticsPhase(
-        "good_parts",
-        nearest.empty_counts,
-        observe=lambda sums, batch: nearest.count(sums, batch.image),
-        conclude=nearest.conclude_counts,
-    )
-    yield StatisticsPhase(
-        "nearest_patches",
-        nearest.empty_patches,
-        observe=lambda sums, batch: nearest.add(sums, batch.image, thinned(teacher(batch.image))),
-        conclude=nearest.conclude_patches,
-    )
     yield standardisation_phase(
-        [calibration.places, calibration.peaks], lambda image: calibration.usual(image, compare(image))
+        [calibration.standardise], lambda image: [calibration.measure(compare(image), leave_out=True)[1]]
     )

@@ -37,8 +37,8 @@ Differences
         pooled over images, with the paper's own beside it; the last epoch is kept.
     ours, off in the `paper` preset
       - `calibrated`: distances are measured in units of how much they vary where parts are good (`nets.calibration`),
-        which statistics passes after the training find out. Map and score add up several distances with equal shares,
-        among them that of the teacher's features from the nearest ones of good parts.
+        which statistics passes after the training find out. Then map = mask · fine distance + 0.3 · coarse distance,
+        and score = z(largest distance at the coarsest scale) + z(largest value of mask · fine distance) / 3.
 """
 
 from __future__ import annotations
@@ -55,8 +55,7 @@ from torch import Tensor, nn
 from threecad.detector import Detector, Epochs, GradientPhase, Phase, Preset
 from threecad.errors import SettingsError
 from threecad.methods import METHODS
-from threecad.nets.calibration import Calibration
-from threecad.nets.differences import Comparison
+from threecad.nets.calibration import Calibration, Comparison
 from threecad.nets.distillation import cosine_map, flattened_cosine_loss
 from threecad.nets.maps import GaussianBlur, cosine_distance, full_precision, upsample
 from threecad.nets.pyramid import Pyramid
@@ -213,11 +212,7 @@ class CFRG(Detector):
             synthesizer=synthesizer,
         )
         if self.calibration is not None:
-            yield from calibration_phases(self.calibration, self.teacher, self._compare, synthesizer, self.config.ridge)
-
-    def choices(self) -> list[str]:
-        """What the calibration has learnt of its own form."""
-        return [] if self.calibration is None else self.calibration.choices()
+            yield from calibration_phases(self.calibration, self._compare, synthesizer, self.config.ridge)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """L_all = L_dis + L_rec + L_bce (eq. 5)."""

@@ -101,7 +101,8 @@ class PaDiM(Detector):
 
     def left_out(self, image: Tensor) -> Prediction:
         """The same with each position's Gaussian as it would be without the image."""
-        return self._as_map(self.gaussians.left_out(self._describe(image)).float(), image)
+        distances = self.gaussians.left_out(self.gaussians(self._describe(image).double()))
+        return self._as_map(distances.float(), image)
 
     def _as_map(self, distance: Tensor, image: Tensor) -> Prediction:
         at_grid = distance.view(-1, 1, self.height, self.width)

@@ -1,52 +1,62 @@
-"""What is unusual about a part, measured in several ways, each in its spread over good parts (ours; an option of CFRG).
+"""Distances in units of how much they vary where nothing is wrong (ours, not the paper's; an option of CFRG).
 
-Three kinds of distances, each in units of how much it varies where nothing is wrong:
+CFRG finds defects by how far recovered and student features lie from the teacher's. Some distance remains on good parts
+too, more at some positions than at others. Here every position has a mean μ and a covariance Σ of the difference d
+between two unit feature vectors, and the distance is that of Mahalanobis, M = sqrt((d - μ)^T Σ^-1 (d - μ)). Where
+nothing is wrong, M² is about the number of channels. There are two such distances:
 
-- The fine distance compares the recovered features with the teacher's, by what they are on good parts. Masked by the
-  segmentation it is `segmented`, at the coarsest scale alone it is `unusual`.
+- The fine distance compares the recovered features with the teacher's, at every scale. Its μ and Σ are those of good
+  parts.
 - The coarse distance compares the features of all branches with the teacher's, at the coarsest scale. Receptive fields
-  reach beyond a defect, so features beside it change too. Good parts never show this, and what was learnt from them
+  reach beyond a defect, so features beside it change too. Good parts never show this, and a Gaussian fitted on them
   would mark a halo around each defect. This one is therefore fitted on synthetically altered parts, at the positions
   that are not altered.
-- The nearest distance compares the teacher's own features with those of good parts, at the same place or around it:
-  where parts lie a few pixels off, what is known of each place says little.
 
-Map and score are sums of their smoothed maps and of these maps' peaks, each in spreads of good parts:
+Map and score are then
 
-    map = (segmented + coarse + nearest) / 3
-    score = (segmented + unusual + coarse + nearest) / 4, of the peaks less their means
+    map   = mask · fine distance + 0.3 · coarse distance
+    score = z(largest distance at the coarsest scale) + z(largest value of mask · fine distance) / 3
 
-No share is chosen on test images: all are equal. Means and spreads are those of good parts, each as if it had been left
-out. How much a position's covariance takes from those of all others follows from how many parts there are and how much
-positions differ (`nets.gaussians`).
+with the segmented mask, everything smoothed, and z(x) = (x - mean) / standard deviation of x over good parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from threecad.nets.differences import CoarseDistance, Comparison, FineDistances, channel_step
-from threecad.nets.maps import GaussianBlur, upsample
-from threecad.nets.nearest import NearestPatches
+from threecad.nets.gaussians import PositionGaussians
+from threecad.nets.maps import GaussianBlur, full_precision, upsample
 from threecad.nets.pyramid import Pyramid
 from threecad.nets.standardisation import Standardisation
+from threecad.nets.sums import joined, of_part
 from threecad.records import Prediction
 
-DISTANCES = ("segmented", "unusual", "coarse", "nearest")
-IN_MAP = (0, 2, 3)
-"""Which of them the map adds up; `unusual` is a scale of what `segmented` has already."""
+COARSE_WEIGHT = 0.3
+"""Weight of the coarse distance in the map. Values from 0.1 to 0.6 gave nearly equal results in `docs/results.md`."""
 
-REACH = 1
-"""How many positions around its own a patch's nearest may be."""
+SEGMENTED_WEIGHT = 1 / 3
+"""Weight of the segmented peak in the score. Chosen on the images of `docs/results.md` and of two more sets."""
 
-PATCHES, CANDIDATES = 32_768, 131_072
-"""Most patches of good parts that are kept, and most that those are made of."""
+SHARED_COVARIANCE = 0.1
+"""Share of every coarse Σ that is the covariance of all positions together: some positions are nearly always altered,
+so that they have few samples of their own."""
 
-EVERY_PX = 4
-"""Of a map's pixels, those that spreads are learnt from lie so far apart along both axes; maps are smooth."""
+MOST_CHANNELS = 128
+"""Most channels of a scale that a distance uses. A Σ of 1,024 channels at each position would take 1 GB."""
+
+
+class Comparison(NamedTuple):
+    """What a calibration compares: the features of one batch of images, and the mask segmented from them."""
+
+    teacher: Sequence[Tensor]  # [(B, C_i, H_i, W_i)], fine to coarse
+    recovered: Sequence[Tensor]  # likewise: what should equal the teacher's features at every scale
+    coarsest: Sequence[Tensor]  # one (B, C_3, H_3, W_3) a branch: what should equal the teacher's coarsest features
+    mask: Tensor  # (B, 1, H, W) in [0, 1]
 
 
 class Calibration(nn.Module):
@@ -64,65 +74,92 @@ class Calibration(nn.Module):
         self.smooth = smooth
         height, width = image_size
         positions = [(height // stride) * (width // stride) for stride in teacher.strides]
-        used = [len(range(0, channels, channel_step(channels))) for channels in teacher.channels]
-        self.fine = FineDistances(positions, used)
-        self.coarse = CoarseDistance(positions[-1], branches * used[-1])
-        self.nearest = NearestPatches(image_size, sum(used), PATCHES, CANDIDATES)
-        self.places = Standardisation(len(DISTANCES), least_share=0.0)  # the distances have different units
-        self.peaks = Standardisation(len(DISTANCES), least_share=0.0)
+        used = [len(range(0, channels, _channel_step(channels))) for channels in teacher.channels]
+        self.fine = nn.ModuleList(PositionGaussians(*shape) for shape in zip(positions, used, strict=True))
+        self.coarse = PositionGaussians(positions[-1], branches * used[-1])
+        self.standardise = Standardisation(2, least_share=0.0)  # the two peaks have different units
 
     def forward(self, comparison: Comparison) -> Prediction:
         """anomaly_map and score as in the file's head."""
-        distances = self.measure(comparison)
-        in_spreads = distances / self.places.spread.view(-1, 1, 1)
-        anomaly_map = torch.stack([in_spreads[:, k] for k in IN_MAP], dim=1).mean(dim=1, keepdim=True)
-        return Prediction(anomaly_map, self.peaks(_peaks(distances)).mean(dim=1))
+        anomaly_map, peaks = self.measure(comparison)
+        unusual, segmented = self.standardise(peaks).unbind(dim=1)
+        return Prediction(anomaly_map, unusual + SEGMENTED_WEIGHT * segmented)
 
-    def measure(self, comparison: Comparison, image: Tensor | None = None, learnt: Comparison | None = None) -> Tensor:
-        """The smoothed maps (B, K, H, W) of all `DISTANCES`.
+    def measure(self, comparison: Comparison, leave_out: bool = False) -> tuple[Tensor, Tensor]:
+        """The map (B, 1, H, W), and the two peaks (B, 2) that the score adds.
+
+        The mask gives the map sharp edges; the coarse distance finds what the mask misses. The first peak ranks parts
+        best where good ones look alike, the second where they differ and defects stand out.
 
         Args:
             comparison: of the images to be judged.
-            image, learnt: the good parts (B, 3, H, W) that these are, or from which they were made, and what is
-                compared of them, if the fit has seen them. Each is measured as if it had been left out: parts that were
-                learnt from look more usual than those to come.
+            leave_out: whether the fine Gaussians were fitted on these very parts. Each is then measured as if it had
+                been left out of the fit: parts that were learnt from would otherwise look more usual than new ones.
         """
-        fine, unusual = self.fine(comparison, learnt)
-        coarse = self.coarse(comparison, image)
-        patches = self.nearest(thinned(comparison.teacher), REACH, image)
-        nearest = upsample(patches, comparison.mask.shape[-2:], align_corners=False)
-        distances = (fine * comparison.mask, unusual, coarse, nearest)
-        return torch.cat([self.smooth(distance) for distance in distances], dim=1)
+        teacher, recovered, coarsest, mask = comparison
+        gaussians = self._fine()
+        squares = []
+        for scale, features, others in zip(gaussians, teacher, recovered, strict=True):
+            distance = scale(_differences(features, others))
+            distance = scale.left_out(distance) if leave_out else distance
+            squares.append(_as_map(distance.square(), features, mask))
+        channels = [scale.mean.shape[1] for scale in gaussians]
+        unusual = self.smooth((squares[-1] / channels[-1]).sqrt())
+        fine = (torch.stack(squares).sum(dim=0) / sum(channels)).sqrt()
+        segmented = self.smooth(fine * mask)
+        squared = self.coarse(_coarse_differences(teacher, coarsest)).square()
+        coarse = self.smooth((_as_map(squared, teacher[-1], mask) / self.coarse.mean.shape[1]).sqrt())
+        peaks = torch.cat([unusual, segmented], dim=1).amax(dim=(2, 3))
+        return segmented + COARSE_WEIGHT * coarse, peaks
 
-    def usual(self, image: Tensor, comparison: Comparison) -> tuple[Tensor, Tensor]:
-        """What `places` and `peaks` are fitted to, (…, K) each: good parts (B, 3, H, W), each as if left out."""
-        distances = self.measure(comparison, image, comparison)
-        return _thinned_places(distances), _peaks(distances)
+    def empty_fine_sums(self) -> dict[str, Tensor]:
+        """Sums for the fine Gaussians over no parts."""
+        return joined(scale.empty_sums() for scale in self._fine())
 
-    def choices(self) -> list[str]:
-        """What has been learnt of the form, in words."""
-        fine, coarse = (
-            ", ".join(f"{100 * float(one.shared.mean()):.0f} %" for one in part.gaussians())
-            for part in (self.fine, self.coarse)
-        )
-        spreads = ", ".join(f"{name} {float(self.places.spread[k]):.3g}" for k, name in enumerate(DISTANCES))
-        return [
-            f"of its covariance a position takes from all others {fine} at the fine distance's scales, {coarse} in the "
-            "coarse one's halves, by the number of parts and by how much positions differ",
-            f"spreads of the distances on good parts that were left out: {spreads}",
-        ]
+    def add_fine(self, sums: Mapping[str, Tensor], comparison: Comparison) -> None:
+        """Add the differences on good parts to the sums, in place."""
+        for i, (features, others) in enumerate(zip(comparison.teacher, comparison.recovered, strict=True)):
+            PositionGaussians.add(of_part(sums, i), _differences(features, others))
+
+    def conclude_fine(self, sums: Mapping[str, Tensor], ridge: float) -> None:
+        """Fit the fine Gaussians to the sums; `ridge` is the share of the mean variance added to each variance."""
+        for i, scale in enumerate(self._fine()):
+            scale.conclude(of_part(sums, i), ridge, relative=True)
+
+    def empty_coarse_sums(self) -> dict[str, Tensor]:
+        """Sums for the coarse Gaussians over no parts."""
+        return self.coarse.empty_sums()
+
+    def add_coarse(self, sums: Mapping[str, Tensor], comparison: Comparison, altered: Tensor) -> None:
+        """Add the differences on altered parts to the sums, in place, where they are not `altered` (B, 1, H, W)."""
+        counted = F.adaptive_max_pool2d(altered, comparison.teacher[-1].shape[-2:]).flatten(1).T == 0
+        PositionGaussians.add(sums, _coarse_differences(comparison.teacher, comparison.coarsest), counted)
+
+    def conclude_coarse(self, sums: Mapping[str, Tensor], ridge: float) -> None:
+        """Fit the coarse Gaussians to the sums; `ridge` as in `conclude_fine`."""
+        self.coarse.conclude(sums, ridge, relative=True, shared=SHARED_COVARIANCE)
+
+    def _fine(self) -> list[PositionGaussians]:
+        return cast("list[PositionGaussians]", list(self.fine))
 
 
-def thinned(features: Sequence[Tensor]) -> list[Tensor]:
-    """The evenly spaced channels of each scale that distances use."""
-    return [scale[:, :: channel_step(scale.shape[1])] for scale in features]
+def _differences(features: Tensor, others: Tensor) -> Tensor:
+    """Differences (H·W, B, D) of the unit vectors of two features (B, C, H, W), at D evenly spaced channels."""
+    with full_precision(features):
+        difference = F.normalize(features.float(), dim=1) - F.normalize(others.float(), dim=1)
+        return difference[:, :: _channel_step(features.shape[1])].flatten(2).permute(2, 0, 1)
 
 
-def _peaks(distances: Tensor) -> Tensor:
-    """The largest value (B, K) of each map."""
-    return distances.amax(dim=(2, 3))
+def _coarse_differences(teacher: Sequence[Tensor], coarsest: Sequence[Tensor]) -> Tensor:
+    """Differences (P, B, branches · D) of every branch from the teacher at the coarsest scale."""
+    return torch.cat([_differences(teacher[-1], branch) for branch in coarsest], dim=2)
 
 
-def _thinned_places(maps: Tensor) -> Tensor:
-    """Values (B, h, w, K) of maps (B, K, H, W) at pixels `EVERY_PX` apart."""
-    return maps[:, :, EVERY_PX // 2 :: EVERY_PX, EVERY_PX // 2 :: EVERY_PX].permute(0, 2, 3, 1)
+def _channel_step(channels: int) -> int:
+    """The step between channels with which at most `MOST_CHANNELS` of them are used."""
+    return -(-channels // MOST_CHANNELS)
+
+
+def _as_map(values: Tensor, features: Tensor, mask: Tensor) -> Tensor:
+    """Values (B, P) at the positions of `features` as a map (B, 1, H, W) of the mask's size."""
+    return upsample(values.view(-1, 1, *features.shape[-2:]), mask.shape[-2:])

@@ -94,11 +94,7 @@ class PatchMemory(nn.Module):
         return Known(bank, squares.view_as(self.squares))
 
     def forward(
-        self,
-        vectors: Tensor,
-        known: Known | None = None,
-        turned: Tensor | None = None,
-        reach: int | None = None,
+        self, vectors: Tensor, known: Known | None = None, turned: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Distance of each patch from the nearest one in memory, and that one's row: (B, P) twice.
 
@@ -108,12 +104,13 @@ class PatchMemory(nn.Module):
             vectors: (B, P, D), row by row of the grid.
             known: compared with these instead of everything.
             turned: (D, D); differences are measured behind it. The nearest is the same.
-            reach: in the place of the memory's own, for a memory a position.
         """
         known = known or self.everything()
-        reach = self.reach if reach is None else reach
         with full_precision(vectors):
-            rows = _nearest_anywhere(vectors, known) if reach is None else self._nearest_around(vectors, known, reach)
+            if self.reach is None:
+                rows = _nearest_anywhere(vectors, known)
+            else:
+                rows = self._nearest_around(vectors, known, self.reach)
             away = vectors - _in_rows(known, rows)
             return torch.linalg.vector_norm(away if turned is None else away @ turned, dim=2), rows
 
