@@ -16,8 +16,9 @@ from conftest import plant
 from engine_tasks import PLAN, environment, fail, kill_oneself, kill_oneself_once, leave, square
 from threecad.benchmark.plan import read_plan
 from threecad.benchmark.run import run_plan
-from threecad.engines import Engine, map_tasks, processors
+from threecad.engines import Engine, map_tasks
 from threecad.errors import RunError, SettingsError
+from threecad.threads import processors
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tasks_can_be_imported")]
 

@@ -44,14 +44,14 @@ def test_threads_are_as_many_as_processors_that_may_be_used_and_at_least_two(mon
 def test_free_processors_are_those_that_others_leave_and_at_least_one(
     busy: float, allowed: int, free: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, "processors", lambda: allowed)
+    monkeypatch.setattr(threads, "processors", lambda: list(range(allowed)))
     worked = iter([100.0, 100.0 + busy * 0.01])
     monkeypatch.setattr(threads, "_busy_s", lambda: next(worked))
     assert free_processors(0.01) == free
 
 
 def test_all_processors_count_as_free_where_the_system_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "processors", lambda: 3)
+    monkeypatch.setattr(threads, "processors", lambda: list(range(3)))
     monkeypatch.setattr(threads, "_busy_s", lambda: None)
     assert free_processors(0.01) == 3
 

@@ -22,10 +22,11 @@ NUMBER = "OMP_NUM_THREADS"
 _chosen: int | None = None
 
 
-def processors() -> int:
-    """How many processors this process may use."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return allowed or 1
+def processors() -> list[int]:
+    """Numbers of the processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def thread_count() -> int:
@@ -33,7 +34,7 @@ def thread_count() -> int:
 
     At least two, so that reading and computing overlap.
     """
-    return max(2, processors())
+    return max(2, len(processors()))
 
 
 def give_way() -> None:
@@ -66,7 +67,7 @@ def free_processors(moment_s: float = MOMENT_S) -> int:
     Args:
         moment_s: for how long to look.
     """
-    allowed, before = processors(), _busy_s()
+    allowed, before = len(processors()), _busy_s()
     time.sleep(moment_s)
     after = _busy_s()
     if before is None or after is None:
@@ -77,7 +78,7 @@ def free_processors(moment_s: float = MOMENT_S) -> int:
 def _busy_s() -> float | None:
     """Seconds that the processors of this process have worked since the machine started; None where it does not say."""
     try:
-        mine = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        mine = {f"cpu{number}" for number in processors()}
         lines = [line.split() for line in Path("/proc/stat").read_text().splitlines() if line.startswith("cpu")]
         counts = [[int(value) for value in line[1:9]] for line in lines if line[0] in mine]
         idle, waiting = 3, 4

@@ -76,7 +76,7 @@ def main() -> NoReturn:
     prepare_streams()
     _hush()
     code: int | str | None = 0
-    if not COMPUTING.isdisjoint(sys.argv[1:2]):
+    if not COMPUTING.isdisjoint(sys.argv[1:2]) and "--help" not in sys.argv:
         give_way()
     try:
         context = {} if sys.stdout.isatty() else {"terminal_width": UNWRAPPED, "max_content_width": UNWRAPPED}

@@ -6,13 +6,13 @@ again; one that fails says why; every item ends exactly once.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from threecad.allocation import keep_freed_memory
 from threecad.errors import SettingsError, ThreeCADError
+from threecad.threads import asked_threads, processors
 
 Item = TypeVar("Item")
 
@@ -37,8 +37,7 @@ class Engine:
     @property
     def threads(self) -> int:
         """Threads of one worker: one for each of its processors, or as few as OMP_NUM_THREADS allows."""
-        allowed = os.environ.get("OMP_NUM_THREADS", "")
-        return min(self.share, int(allowed)) if allowed.isdigit() and int(allowed) else self.share
+        return min(self.share, asked_threads() or self.share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +92,3 @@ def attempt(function: Callable[[Item], Any], index: int, item: Item) -> Ended:
         return Ended(index, None, str(error))
     except Exception as error:  # one item's fault must not cost the others
         return Ended(index, None, f"{type(error).__name__}: {error}")
-
-
-def processors() -> list[int]:
-    """Numbers of the processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))

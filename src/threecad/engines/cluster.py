@@ -16,8 +16,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from threecad.engines import Ended, Engine, attempt, processors
+from threecad.engines import Ended, Engine, attempt
 from threecad.errors import RunError, SettingsError
+from threecad.threads import processors
 
 Item = TypeVar("Item")
 

@@ -16,7 +16,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
-from threecad.engines import Ended, Engine, attempt, processors
+from threecad.engines import Ended, Engine, attempt
+from threecad.threads import processors
 
 Item = TypeVar("Item")
 

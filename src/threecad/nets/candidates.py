@@ -71,14 +71,16 @@ class Candidates(nn.Module):
 
     def rows_of(self, image: Tensor) -> Tensor:
         """The table's row (B, P) of each patch of images (B, 3, H, W); -1 where it has none."""
-        address = self._addresses_of(image)
-        rank = torch.searchsorted(self.addresses[: self._count()], address)
+        parts, address = self._count(), self._addresses_of(image)
+        rank = torch.searchsorted(self.addresses[:parts], address)
         is_known = self.addresses[rank.clamp_max(MOST_PARTS - 1)] == address
-        return self._rows(rank).where(is_known.unsqueeze(1), -1)
+        turn = torch.randint(max(parts, 1), (self.positions,), generator=self.generator()).to(rank.device)
+        row = (rank.unsqueeze(1) + turn) % max(parts, 1)
+        return row.where((row < self.most_rows) & is_known.unsqueeze(1), -1)
 
     def add(self, sums: Mapping[str, Tensor], image: Tensor, vectors: Tensor) -> None:
         """Add the patches (B, P, D) of images (B, 3, H, W) where they have a row, in place."""
-        row = self._rows(torch.searchsorted(self.addresses[: self._count()], self._addresses_of(image)))
+        row = self.rows_of(image)
         part, position = (row >= 0).nonzero(as_tuple=True)
         place = (position, row[part, position])
         sums["patches"].index_put_(place, vectors[part, position].double(), accumulate=True)
@@ -89,14 +91,6 @@ class Candidates(nn.Module):
         """The table's patches, (P, rows, D) float32."""
         cells = zip(sums["patches"].split(CELLS_AT_ONCE), sums["count"].split(CELLS_AT_ONCE), strict=True)
         return torch.cat([(patches / count.clamp_min(1).unsqueeze(2)).float() for patches, count in cells])
-
-    def _rows(self, rank: Tensor) -> Tensor:
-        """The table's row (B, P) of each patch of the parts of these ranks; -1 where it has none."""
-        parts = self._count()
-        turn = torch.randint(max(parts, 1), (self.positions,), generator=self.generator()).to(rank.device)
-        rank = rank.unsqueeze(1)
-        row = (rank + turn) % max(parts, 1)
-        return row.where((row < self.most_rows) & (rank < parts), -1)  # not chosen from: beyond the last address
 
     def _count(self) -> int:
         return int((self.addresses < NOBODY).sum())
