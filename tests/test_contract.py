@@ -211,18 +211,21 @@ def test_statistics_go_into_the_sums_that_are_handed_in(fitted: Fitted) -> None:
     mask = torch.zeros_like(images[:, :1])
     mask[..., : images.shape[-1] // 2] = 1
     batch = Batch(images, torch.where(mask > 0, 1 - images, images), mask)
-    for phase in fitted.detector.phases(ProceduralTextures()):
-        if isinstance(phase, StatisticsPhase):
-            own, before = phase.empty_sums(), snapshot(fitted.detector)
-            copies = {name: tensor.clone() for name, tensor in own.items()}
-            with torch.no_grad():
-                phase.observe(copies, batch)
-                phase.conclude(copies)
-            assert not any(tensor.any() for tensor in own.values()), phase.name
-            assert any(tensor.any() for tensor in copies.values()), phase.name
-            after = snapshot(fitted.detector)
-            assert any(not torch.equal(before[name], after[name]) for name in before), phase.name
-            fitted.detector.load_state_dict(before)
+    fit_state = snapshot(fitted.detector)
+    try:
+        for phase in fitted.detector.phases(ProceduralTextures()):
+            if isinstance(phase, StatisticsPhase):
+                own, before = phase.empty_sums(), snapshot(fitted.detector)
+                copies = {name: tensor.clone() for name, tensor in own.items()}
+                with torch.no_grad():
+                    phase.observe(copies, batch)
+                    phase.conclude(copies)
+                assert not any(tensor.any() for tensor in own.values()), phase.name
+                assert any(tensor.any() for tensor in copies.values()), phase.name
+                after = snapshot(fitted.detector)
+                assert any(not torch.equal(before[name], after[name]) for name in before), phase.name
+    finally:  # the other tests of this method share the detector
+        fitted.detector.load_state_dict(fit_state)
 
 
 def test_in_bf16_losses_maps_and_scores_are_float32(fitted: Fitted) -> None:
