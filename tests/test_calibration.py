@@ -10,8 +10,14 @@ from torch.nn.functional import normalize
 from threecad.nets.calibration import Calibration, Comparison
 from threecad.nets.gaussians import PositionGaussians
 from threecad.nets.maps import GaussianBlur, upsample
+from threecad.nets.nearest_patches import NearestPatches
+from threecad.nets.patches import PatchPooling
 from threecad.nets.pyramid import Pyramid
 from threecad.nets.standardisation import Standardisation
+from threecad.records import Batch
+from threecad.shared_phases import calibration_phases
+from threecad.synthesis.blending import TextureSynthesizer
+from threecad.synthesis.textures import ProceduralTextures
 
 SIDES, CHANNELS = (4, 2), (5, 6)
 """Grids and channels of the two scales in these tests."""
@@ -19,11 +25,13 @@ SIDES, CHANNELS = (4, 2), (5, 6)
 
 def calibration(branches: int = 1) -> Calibration:
     """One for the two small scales above; maps of 64×64 px."""
-    made = Calibration(Pyramid("resnet10t.c3_in1k", "random"), branches, GaussianBlur(4.0, (64, 64)), (64, 64))
+    made = Calibration(Pyramid("resnet10t.c3_in1k", "random"), branches, GaussianBlur(4.0, (64, 64)), (64, 64), 64)
     made.fine = torch.nn.ModuleList(
         PositionGaussians(side * side, channels) for side, channels in zip(SIDES, CHANNELS, strict=True)
     )
     made.coarse = PositionGaussians(SIDES[-1] ** 2, branches * CHANNELS[-1])
+    made.pool, made.grid = PatchPooling(CHANNELS, (16, 32), None, side=1, stride=16), (4, 4)
+    made.nearest = NearestPatches(made.grid, sum(CHANNELS), 1024, 1024, reach=1, ridge=0.001, own_spread=1.0)
     return made
 
 
@@ -127,19 +135,42 @@ def test_the_mask_weighs_the_fine_distance() -> None:
     torch.testing.assert_close(half - nothing, 0.5 * fine)
 
 
-def test_the_score_adds_a_third_of_the_segmented_peak_to_the_unusual_one_in_spreads_over_good_parts() -> None:
+def test_the_score_adds_three_peaks_in_spreads_over_good_parts_the_nearest_by_what_places_leave_unexplained() -> None:
     made = calibration()
     teacher, recovered = pyramids(8)
     mask = torch.rand(8, 1, 64, 64, generator=torch.Generator().manual_seed(0))
-    anomaly_map, peaks = made.measure(comparison(teacher, recovered, mask=mask))
+    seen = comparison(teacher, recovered, mask=mask)
+    measured = made.measure(seen)
+    assert made.unexplained() == 0  # until it is learnt
     coarse = made(comparison(teacher, recovered)).anomaly_map
-    torch.testing.assert_close(peaks[:, 1], (anomaly_map - coarse).amax(dim=(1, 2, 3)))
+    torch.testing.assert_close(measured.segmented, made(seen).anomaly_map - coarse)
+    peaks = measured.peaks()
     sums = made.standardise.empty_sums()
     made.standardise.add(sums, peaks)
     made.standardise.conclude(sums)
-    units = (peaks - peaks.mean(dim=0)) / peaks.std(dim=0, correction=0)
-    expected = units[:, 0] + units[:, 1] / 3
-    torch.testing.assert_close(made(comparison(teacher, recovered, mask=mask)).score, expected, rtol=1e-4, atol=1e-4)
+    made.usual.mean.fill_(4.0)  # left-out parts are twice as far as their places say: half of it is not explained
+    unusual, nearest, segmented = ((peaks - peaks.mean(dim=0)) / peaks.std(dim=0, correction=0)).unbind(dim=1)
+    found = made(seen)
+    torch.testing.assert_close(found.score, unusual + nearest / 2 + segmented / 3, rtol=1e-4, atol=1e-4)
+    expected = measured.segmented + 0.3 * (measured.coarse + measured.nearest) / 2
+    torch.testing.assert_close(found.anomaly_map, expected)
+
+
+def test_the_more_parts_there_are_the_more_of_the_next_one_do_their_places_explain() -> None:
+    unexplained = []
+    for count in (9, 40, 200):
+        made, generator = calibration(), torch.Generator().manual_seed(0)
+        images = torch.rand(count, 3, 64, 64, generator=generator)
+        batch, seen = Batch(images, images, torch.zeros(count, 1, 64, 64)), comparison(*pyramids(count))
+        for phase in calibration_phases(made, lambda _: seen, TextureSynthesizer(ProceduralTextures()), 0.01):  # noqa: B023
+            sums = phase.empty_sums()
+            phase.observe(sums, batch)
+            phase.conclude(sums)
+        unexplained.append(float(made.unexplained()))
+        assert made.measure(seen).nearest.amax() < 1e-3  # each finds itself
+        assert made.measure(seen, learnt=images).nearest.amin() > 0.3
+    assert unexplained[0] > 0.4 > unexplained[1] > unexplained[2]
+    assert unexplained[2] < 0.06
 
 
 def test_a_vector_left_out_is_as_far_as_from_a_fit_without_it() -> None:
@@ -163,10 +194,11 @@ def test_good_parts_that_were_learnt_from_look_as_good_parts_to_come() -> None:
     sums = made.empty_fine_sums()
     made.add_fine(sums, comparison(part(teacher, slice(12)), part(recovered, slice(12))))
     made.conclude_fine(sums, ridge=0.01)
+    images = torch.rand(24, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     halves = []
-    for half, leave_out in ((slice(12), False), (slice(12), True), (slice(12, 24), False)):
+    for half, learnt_from in ((slice(12), None), (slice(12), images[:12]), (slice(12, 24), None)):
         batch = comparison(part(teacher, half), part(recovered, half))
-        halves.append(float(made.measure(batch, leave_out)[1][:, 0].mean()))
+        halves.append(float(made.measure(batch, learnt_from).peaks()[:, 0].mean()))
     learnt, left_out, to_come = halves
     assert learnt < 0.8 * to_come
     assert 0.8 * to_come < left_out < 1.25 * to_come

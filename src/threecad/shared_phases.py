@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from threecad.detector import Epochs, StatisticsPhase
 from threecad.nets.calibration import Calibration, Comparison
+from threecad.nets.nearest_patches import NearestPatches
 from threecad.nets.standardisation import Standardisation
 from threecad.nets.sums import joined, of_part
 from threecad.records import Batch
@@ -37,10 +38,31 @@ def standardisation_phase(
     return StatisticsPhase("standardisation", lambda: joined(part.empty_sums() for part in parts), observe, conclude)
 
 
+def patch_phases(nearest: NearestPatches, describe: Callable[[Tensor], Tensor]) -> Iterator[StatisticsPhase]:
+    """Two passes over the good parts: which there are, then their patches.
+
+    Args:
+        describe: from images (B, 3, H, W) to the vectors (B, P, D) of their patches.
+    """
+    candidates = nearest.candidates
+    yield StatisticsPhase(
+        "parts",
+        candidates.empty_addresses,
+        observe=lambda sums, batch: candidates.count_addresses(sums, batch.image),
+        conclude=candidates.conclude_addresses,
+    )
+    yield StatisticsPhase(
+        "memory",
+        candidates.empty_table,
+        observe=lambda sums, batch: candidates.add(sums, batch.image, describe(batch.image)),
+        conclude=lambda sums: nearest.remember(candidates.gathered(sums)),
+    )
+
+
 def calibration_phases(
     calibration: Calibration, compare: Callable[[Tensor], Comparison], synthesizer: Synthesizer, ridge: float
 ) -> Iterator[StatisticsPhase]:
-    """The three passes that fit a `Calibration`: its fine Gaussians, its coarse ones, the spreads of its peaks.
+    """The passes that fit a `Calibration`: Gaussians, fine and coarse, patches, and what is usual of all.
 
     Args:
         compare: from images (B, 3, H, W) to what the calibration compares.
@@ -61,6 +83,10 @@ def calibration_phases(
         synthesizer=synthesizer,
         duration=Epochs(2),
     )
-    yield standardisation_phase(
-        [calibration.standardise], lambda image: [calibration.measure(compare(image), leave_out=True)[1]]
-    )
+    yield from patch_phases(calibration.nearest, lambda image: calibration.vectors(compare(image)))
+
+    def usual(image: Tensor) -> tuple[Tensor, Tensor]:
+        measured = calibration.measure(compare(image), learnt=image)
+        return measured.peaks(), measured.square.unsqueeze(1)
+
+    yield standardisation_phase([calibration.standardise, calibration.usual], usual)

@@ -54,7 +54,7 @@ def mixed_patches(count: int) -> Tensor:
 
 def every_patch(detector: PatchCore, images: Tensor) -> Tensor:
     with torch.no_grad():
-        return detector._describe(images)
+        return detector.nearest(detector.patches(images).flatten(1, 2)).vectors
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_patches_of_the_paper_are_those_of_the_published_order() -> None:
     """Unfold, bring every value's map to the finer grid, pool each scale to 1024 values, and both again to 1024."""
     with torch.device("meta"):
         wide = PatchFeatures(Pyramid("wide_resnet50_2.tv_in1k", "random", strides=(8, 16)), 1024)
-    assert (wide.scale_values, wide.values) == ([1024, 1024], 1024)
+    assert (wide.pool.scale_values, wide.values) == ([1024, 1024], 1024)
     generator = torch.Generator().manual_seed(0)
     features = [torch.rand(2, 512, 4, 6, generator=generator), torch.rand(2, 1024, 2, 3, generator=generator)]
     scales = []
@@ -201,7 +201,7 @@ def test_what_is_good_in_one_place_is_odd_in_another_only_with_a_neighbourhood()
 def test_the_score_is_the_largest_distance_weighted_by_the_neighbours_of_the_nearest_patch(fitted: PatchCore) -> None:
     """Eqs. (6) and (7), retyped."""
     image = parts(3, seed=9)
-    memory = fitted.memory.bank[0, fitted.memory.squares[0] < patch_memory.NOWHERE].double().numpy()
+    memory = fitted.nearest.memory.bank[0, fitted.nearest.memory.squares[0] < patch_memory.NOWHERE].double().numpy()
     with torch.no_grad():
         score = fitted(image).score
     for patches, found in zip(every_patch(fitted, image).double().numpy(), score, strict=True):
@@ -227,7 +227,7 @@ def test_with_one_neighbour_the_score_is_the_largest_distance_and_the_map_is_its
     image = parts(2, seed=4)
     with torch.no_grad():
         anomaly_map, score = detector(image)
-        distances = detector.memory(every_patch(detector, image))[0] / detector.units()
+        distances = detector.nearest.memory(every_patch(detector, image))[0] / detector.nearest.units()
     grid = F.interpolate(distances.view(2, 1, 8, 8), size=(64, 64), mode="bilinear", align_corners=False)
     torch.testing.assert_close(anomaly_map, detector.smooth(grid))
     assert torch.equal(score, distances.amax(dim=1))
@@ -237,7 +237,7 @@ def test_the_score_can_be_the_mean_of_the_largest_distances() -> None:
     detector = fit(built(neighbours=1, score_share=0.05, **OURS), parts(8))
     image = parts(2, seed=4)
     with torch.no_grad():
-        distances = detector.memory(every_patch(detector, image))[0] / detector.units()
+        distances = detector.nearest.memory(every_patch(detector, image))[0] / detector.nearest.units()
         expected = distances.sort(dim=1, descending=True).values[:, :3].mean(dim=1)  # 5 % of 64 patches
         torch.testing.assert_close(detector(image).score, expected)
     with pytest.raises(ValueError, match="set score_share = 0 or neighbours = 1"):
@@ -250,7 +250,7 @@ def test_the_score_can_be_the_mean_of_the_largest_distances() -> None:
 def test_a_memory_with_room_for_everything_holds_every_patch_of_every_part() -> None:
     images = parts(6)
     detector = fit(built(coreset_share=1.0, memory_patches=6 * 64), images)
-    held = detector.memory.bank[0].sort(dim=0).values
+    held = detector.nearest.memory.bank[0].sort(dim=0).values
     torch.testing.assert_close(held, every_patch(detector, images).flatten(0, 1).sort(dim=0).values)
     with torch.no_grad():
         assert detector(images).anomaly_map.max() < 1e-4
@@ -260,30 +260,30 @@ def test_the_memory_depends_on_neither_order_nor_batches() -> None:
     images = parts(9)
     one = fit(built(), images)
     other = fit(built(), images.flip(0), batch=2)
-    torch.testing.assert_close(one.memory.bank, other.memory.bank, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one.nearest.memory.bank, other.nearest.memory.bank, rtol=1e-4, atol=1e-5)
 
 
 def test_parts_seen_twice_are_remembered_once() -> None:
     images = parts(5)
     once, twice = fit(built(), images), fit(built(), torch.cat([images, images]), batch=10)
-    assert once.candidates.empty_table()["count"].shape == twice.candidates.empty_table()["count"].shape
-    torch.testing.assert_close(once.memory.bank, twice.memory.bank, rtol=1e-4, atol=1e-5)
+    assert once.nearest.candidates.empty_table()["count"].shape == twice.nearest.candidates.empty_table()["count"].shape
+    torch.testing.assert_close(once.nearest.memory.bank, twice.nearest.memory.bank, rtol=1e-4, atol=1e-5)
 
 
 def test_the_choice_follows_the_seed_and_travels_with_the_weights() -> None:
     images = parts(9)
     first, other = fit(built(seed=0), images), built(seed=1)
-    assert int(first.candidates.key) != int(other.candidates.key)
+    assert int(first.nearest.candidates.key) != int(other.nearest.candidates.key)
     other.load_state_dict(first.state_dict())
-    assert torch.equal(fit(other, images).memory.bank, first.memory.bank)
+    assert torch.equal(fit(other, images).nearest.memory.bank, first.nearest.memory.bank)
 
 
 def test_memory_and_disk_are_bounded_by_their_settings_whatever_the_number_of_parts() -> None:
     detector = built(candidate_patches=64 * 5, memory_patches=50)
     before = sum(tensor.numel() for tensor in detector.state_dict().values())
     fit(detector, parts(40), batch=20)
-    assert detector.candidates.empty_table()["patches"].shape == (64, 5, 48)
-    assert detector.memory.bank.shape == (1, 50, 48)
+    assert detector.nearest.candidates.empty_table()["patches"].shape == (64, 5, 48)
+    assert detector.nearest.memory.bank.shape == (1, 50, 48)
     assert sum(tensor.numel() for tensor in detector.state_dict().values()) == before
 
 
@@ -301,11 +301,11 @@ def test_more_parts_than_rows_leave_each_place_another_choice_of_whole_patches()
     images, detector = parts(20), built(candidate_patches=64 * 4)
     fit(detector, images)
     everything = every_patch(detector, images)
-    table = detector.candidates.empty_table()
+    table = detector.nearest.candidates.empty_table()
     with torch.no_grad():
-        detector.candidates.add(table, images, everything)
+        detector.nearest.candidates.add(table, images, everything)
     assert (table["count"] == 1).all()
-    held = detector.candidates.gathered(table)
+    held = detector.nearest.candidates.gathered(table)
     chosen = [
         {int((everything[:, place] - row).abs().sum(dim=1).argmin()) for row in held[place]} for place in range(64)
     ]

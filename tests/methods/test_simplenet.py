@@ -52,7 +52,7 @@ def test_pooling_before_upsampling_gives_the_vectors_of_the_published_order(wide
 
 
 def test_the_first_half_of_a_vector_comes_from_the_finer_scale(wide: PatchFeatures) -> None:
-    assert (wide.scale_values, wide.values) == ([1536, 1536], 1536)
+    assert (wide.pool.scale_values, wide.values) == ([1536, 1536], 1536)
     vectors = wide.pool([torch.ones(1, 512, 8, 8), torch.zeros(1, 1024, 4, 4)])
     inner = vectors[0, 1:-1, 1:-1]
     assert (inner[..., :768] == 1).all()
@@ -65,7 +65,7 @@ def test_the_first_half_of_a_vector_comes_from_the_finer_scale(wide: PatchFeatur
 )
 def test_a_narrow_backbone_keeps_what_it_has(backbone: str, scale_values: list[int], values: int) -> None:
     patches = PatchFeatures(Pyramid(backbone, "random", strides=(8, 16)), MOST_VALUES)
-    assert (patches.scale_values, patches.values) == (scale_values, values)
+    assert (patches.pool.scale_values, patches.values) == (scale_values, values)
     with torch.no_grad():
         features = patches.pyramid(torch.rand(1, 3, 64, 64))
         torch.testing.assert_close(

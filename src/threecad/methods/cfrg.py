@@ -37,8 +37,8 @@ Differences
         pooled over images, with the paper's own beside it; the last epoch is kept.
     ours, off in the `paper` preset
       - `calibrated`: distances are measured in units of how much they vary where parts are good (`nets.calibration`),
-        which statistics passes after the training find out. Then map = mask · fine distance + 0.3 · coarse distance,
-        and score = z(largest distance at the coarsest scale) + z(largest value of mask · fine distance) / 3.
+        which statistics passes after the training find out; where parts do not lie still, by how far a patch lies
+        from the nearest that good parts have around its place. Map and score are then those of that file's head.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ from torch import Tensor, nn
 from threecad.detector import Detector, Epochs, GradientPhase, Phase, Preset
 from threecad.errors import SettingsError
 from threecad.methods import METHODS
-from threecad.nets.calibration import Calibration, Comparison
+from threecad.nets.calibration import PATCH_STRIDE, Calibration, Comparison
 from threecad.nets.distillation import cosine_map, flattened_cosine_loss
 from threecad.nets.maps import GaussianBlur, cosine_distance, full_precision, upsample
 from threecad.nets.pyramid import Pyramid
 from threecad.nets.recovery import Recovery
 from threecad.records import Batch, Prediction
 from threecad.schedules import milestones
-from threecad.settings import BackboneConfig
+from threecad.settings import AUTO, BackboneConfig
 from threecad.shared_phases import calibration_phases
 from threecad.synthesis import TextureSource
 from threecad.synthesis.blending import TextureSynthesizer
@@ -124,6 +124,10 @@ class CFRGConfig(BackboneConfig):
     ridge: float = Field(default=0.01, gt=0)
     """Share of the mean variance that is added to every variance of the calibration."""
 
+    nearest_patches: int = Field(default=131_072, ge=1)
+    """Most patches of good parts that the calibration remembers, 4 bytes a value on disk and in memory; a fit makes no
+    room for more than its images have."""
+
     @model_validator(mode="after")
     def _something_in_the_map(self) -> Self:
         if self.distillation_map and self.recovery:
@@ -134,6 +138,13 @@ class CFRGConfig(BackboneConfig):
                 "keep one of them, or set method.distillation_map = true"
             )
         return self
+
+    def for_images(self, images: int) -> Self:
+        """The same with no room for patches that so many images do not have."""
+        if self.image_size == AUTO:
+            return self
+        patches = images * (self.image_size[0] // PATCH_STRIDE) * (self.image_size[1] // PATCH_STRIDE)
+        return self.model_copy(update={"nearest_patches": min(self.nearest_patches, patches)})
 
     @classmethod
     def tiny(cls) -> CFRGConfig:
@@ -172,7 +183,9 @@ class CFRG(Detector):
         self.segmenter = Segmenter(self.teacher.channels) if config.segmentation else None
         self.smooth = GaussianBlur(config.sigma_px, config.image_size)
         self.calibration = (
-            Calibration(self.teacher, 2 if config.recovery else 1, self.smooth, config.image_size)
+            Calibration(
+                self.teacher, 2 if config.recovery else 1, self.smooth, config.image_size, config.nearest_patches
+            )
             if config.calibrated
             else None
         )
@@ -193,7 +206,7 @@ class CFRG(Detector):
         return Prediction(anomaly_map, anomaly_map.amax(dim=(1, 2, 3)))
 
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
-        """One joint phase of AdamW; then, where the map is calibrated, three statistics phases."""
+        """One joint phase of AdamW; then, where the map is calibrated, the phases of statistics."""
         trains = [part for part in (self.student, self.recovery, self.segmenter) if part is not None]
         parameters = [parameter for part in trains for parameter in part.parameters()]
         rate = self.config.learning_rate

@@ -53,17 +53,16 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from threecad.detector import Detector, Phase, Preset, StatisticsPhase
+from threecad.detector import Detector, Phase, Preset
 from threecad.methods import METHODS
-from threecad.nets.candidates import Candidates
 from threecad.nets.maps import GaussianBlur, upsample
-from threecad.nets.patch_memory import Known, PatchMemory, all_of, greedy_coreset, k_means
+from threecad.nets.nearest_patches import Nearest, NearestPatches
+from threecad.nets.patch_memory import PatchMemory
 from threecad.nets.patches import PatchFeatures
-from threecad.nets.place_units import PlaceUnits
 from threecad.nets.pyramid import Pyramid
-from threecad.nets.shared_whitening import SharedWhitening
 from threecad.records import Prediction
 from threecad.settings import AUTO, BackboneConfig, Size
+from threecad.shared_phases import patch_phases
 from threecad.synthesis import TextureSource
 
 STRIDE = 8  # image pixels between two patches
@@ -181,41 +180,31 @@ class PatchCore(Detector):
         pyramid = Pyramid(config.backbone, config.weights, config.strides)
         self.patches = PatchFeatures(pyramid, config.dimensions or None, config.patch, STRIDE)
         self.height, self.width = (side // STRIDE for side in config.image_size)
-        reach = None if config.neighbourhood_px is None else config.neighbourhood_px // STRIDE
-        values = self.patches.values
-        places = self.height * self.width
-        self.candidates = Candidates(places, values, config.candidate_patches)
-        rows = self.candidates.most_rows
-        self.memory = PatchMemory((self.height, self.width), values, config.memory_patches, rows, reach)
-        self.units = PlaceUnits(places, values, config.own_spread)
-        self.whiten = SharedWhitening(values, config.ridge) if config.whitened else None
+        self.nearest = NearestPatches(
+            (self.height, self.width),
+            self.patches.values,
+            patches=config.memory_patches,
+            candidates=config.candidate_patches,
+            reach=None if config.neighbourhood_px is None else config.neighbourhood_px // STRIDE,
+            share=config.coreset_share,
+            sampling=config.sampling,
+            ridge=config.ridge if config.whitened else None,
+            own_spread=config.own_spread,
+        )
         self.smooth = GaussianBlur(config.sigma_px, config.image_size)
 
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = distances, upsampled and smoothed; score = the largest, weighted by how rare its patch is."""
-        return self._compare(self._describe(image), self.memory.everything(), self.units())
+        return self._judged(self.nearest(self._describe(image)))
 
     def left_out(self, image: Tensor) -> Prediction:
         """The same for each image without its own patches."""
-        vectors, rows = self._describe(image), self.candidates.rows_of(image)
-        found = []
-        for own, row in zip(vectors, rows, strict=True):
-            known, units = self.memory.without(own, row), self.units.without(own, row >= 0)
-            turned = None
-            if self.whiten is not None:
-                turned = self.whiten.without((own - self.units.mean)[row >= 0], self.units.count[row >= 0])
-            found.append(self._compare(own.unsqueeze(0), known, units, turned))
+        found = [self._judged(nearest) for nearest in self.nearest.left_out(self._describe(image), image)]
         return Prediction(*(torch.cat(values) for values in zip(*found, strict=True)))
 
-    def _compare(self, vectors: Tensor, known: Known, units: Tensor, turned: Tensor | None = None) -> Prediction:
-        """Map and score of vectors (B, P, D) beside what is known of good parts.
-
-        Args:
-            units: of distance at each place, (P,).
-            turned: as of the memory.
-        """
-        distances, rows = self.memory(vectors, known, turned)
-        distances = distances / units
+    def _judged(self, nearest: Nearest) -> Prediction:
+        """Map and score."""
+        distances, vectors, rows, known = nearest
         patch_map = distances.view(-1, 1, self.height, self.width)
         anomaly_map = self.smooth(upsample(patch_map, self.config.image_size, align_corners=False))
         if self.config.neighbours == 1:
@@ -223,43 +212,13 @@ class PatchCore(Detector):
             return Prediction(anomaly_map, distances.topk(most, dim=1).values.mean(dim=1))
         score, place = distances.max(dim=1, keepdim=True)
         tested = vectors.gather(1, place.unsqueeze(2).expand(-1, -1, vectors.shape[2])).squeeze(1)
-        rarity = self.memory.rarity(tested, rows.gather(1, place).squeeze(1), self.config.neighbours, known)
+        rarity = PatchMemory.rarity(tested, rows.gather(1, place).squeeze(1), self.config.neighbours, known)
         return Prediction(anomaly_map, score.squeeze(1) * rarity)
 
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
         """Two passes over the good images: which parts there are, then their patches."""
-        candidates = self.candidates
-        yield StatisticsPhase(
-            "parts",
-            candidates.empty_addresses,
-            observe=lambda sums, batch: candidates.count_addresses(sums, batch.image),
-            conclude=candidates.conclude_addresses,
-        )
-        yield StatisticsPhase(
-            "memory",
-            candidates.empty_table,
-            observe=lambda sums, batch: candidates.add(sums, batch.image, self.patches(batch.image).flatten(1, 2)),
-            conclude=lambda sums: self._remember(candidates.gathered(sums)),
-        )
-
-    def _remember(self, patches: Tensor) -> None:
-        """Fill the memory from the good parts' patches (P, rows, D)."""
-        if self.whiten is not None:
-            self.whiten.learn(patches)
-            patches = self.whiten(patches)
-        self.units.learn(patches)
-        cells, rows, _ = self.memory.bank.shape
-        candidates = patches.view(cells, -1, patches.shape[2])
-        count = candidates.shape[1]
-        size = min(rows, max(1, round(self.config.coreset_share * count)))
-        if size == count:
-            chosen = all_of(candidates)
-        else:
-            choose = k_means if self.config.sampling == "k_means" else greedy_coreset
-            chosen = choose(candidates, size, self.candidates.generator())
-        self.memory.keep(chosen)
+        yield from patch_phases(self.nearest, self._describe)
 
     def _describe(self, image: Tensor) -> Tensor:
-        """Vectors (B, P, D) of the patches, whitened where asked for."""
-        vectors = self.patches(image).flatten(1, 2)
-        return vectors if self.whiten is None else self.whiten(vectors)
+        """Vectors (B, P, D) of the patches."""
+        return self.patches(image).flatten(1, 2)

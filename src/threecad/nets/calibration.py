@@ -12,12 +12,22 @@ nothing is wrong, M² is about the number of channels. There are two such distan
   would mark a halo around each defect. This one is therefore fitted on synthetically altered parts, at the positions
   that are not altered.
 
-Map and score are then
+What is known of a position helps only where parts lie still, and where there are enough of them. So there is a third
+distance that looks around:
 
-    map   = mask · fine distance + 0.3 · coarse distance
-    score = z(largest distance at the coarsest scale) + z(largest value of mask · fine distance) / 3
+- The nearest distance compares the teacher's features at a position with those that good parts have there or next to
+  it, and takes the nearest (`nets.nearest_patches`).
 
-with the segmented mask, everything smoothed, and z(x) = (x - mean) / standard deviation of x over good parts.
+How much it counts is told by the good parts. Measure each by the fine distance at the coarsest scale as if it had been
+left out of the fit, and let r be the mean of M² / channels. Where positions tell all about the next good part, r = 1;
+u = 1 - 1 / sqrt(r) is the share of a good part's distance that they do not explain. Map and score are then
+
+    map   = mask · fine distance + 0.3 · ((1 - u) · coarse distance + u · nearest distance)
+    score = z(largest distance at the coarsest scale) + u · z(largest nearest distance)
+            + z(largest value of mask · fine distance) / 3
+
+with the segmented mask, distances divided by the root of their number of values, everything smoothed, and
+z(x) = (x - mean) / standard deviation of x over good parts.
 """
 
 from __future__ import annotations
@@ -31,13 +41,15 @@ from torch import Tensor, nn
 
 from threecad.nets.gaussians import PositionGaussians
 from threecad.nets.maps import GaussianBlur, full_precision, upsample
+from threecad.nets.nearest_patches import NearestPatches
+from threecad.nets.patches import PatchPooling
 from threecad.nets.pyramid import Pyramid
 from threecad.nets.standardisation import Standardisation
 from threecad.nets.sums import joined, of_part
 from threecad.records import Prediction
 
 COARSE_WEIGHT = 0.3
-"""Weight of the coarse distance in the map. Values from 0.1 to 0.6 gave nearly equal results in `docs/results.md`."""
+"""Weight of the coarse and the nearest distance in the map. Values from 0.1 to 0.6 gave nearly equal results."""
 
 SEGMENTED_WEIGHT = 1 / 3
 """Weight of the segmented peak in the score. Chosen on the images of `docs/results.md` and of two more sets."""
@@ -49,6 +61,15 @@ so that they have few samples of their own."""
 MOST_CHANNELS = 128
 """Most channels of a scale that a distance uses. A Σ of 1,024 channels at each position would take 1 GB."""
 
+PATCH_STRIDE = 8
+"""Image pixels between two patches of the nearest distance."""
+
+REACH = 1
+"""How many patches away the nearest may be."""
+
+RIDGE = 0.001
+"""Share of the mean variance that is added to every variance of the patches' values."""
+
 
 class Comparison(NamedTuple):
     """What a calibration compares: the features of one batch of images, and the mask segmented from them."""
@@ -59,6 +80,20 @@ class Comparison(NamedTuple):
     mask: Tensor  # (B, 1, H, W) in [0, 1]
 
 
+class Measured(NamedTuple):
+    """What a calibration finds in B images: smoothed maps (B, 1, H, W), and the mean square of the unusual one."""
+
+    unusual: Tensor  # the fine distance at the coarsest scale
+    nearest: Tensor
+    segmented: Tensor  # mask · fine distance
+    coarse: Tensor
+    square: Tensor  # (B,) mean of M² / channels at the coarsest scale
+
+    def peaks(self) -> Tensor:
+        """The largest values (B, 3) that the score adds: unusual, nearest, segmented."""
+        return torch.cat([self.unusual, self.nearest, self.segmented], dim=1).amax(dim=(2, 3))
+
+
 class Calibration(nn.Module):
     """Map and score from a `Comparison`, in units of what is usual.
 
@@ -67,9 +102,12 @@ class Calibration(nn.Module):
         branches: how many features `Comparison.coarsest` holds.
         smooth: filter of the distances' maps.
         image_size: height and width of the images.
+        patches: most patches of good parts that the nearest distance remembers.
     """
 
-    def __init__(self, teacher: Pyramid, branches: int, smooth: GaussianBlur, image_size: Sequence[int]) -> None:
+    def __init__(
+        self, teacher: Pyramid, branches: int, smooth: GaussianBlur, image_size: Sequence[int], patches: int
+    ) -> None:
         super().__init__()
         self.smooth = smooth
         height, width = image_size
@@ -77,40 +115,71 @@ class Calibration(nn.Module):
         used = [len(range(0, channels, _channel_step(channels))) for channels in teacher.channels]
         self.fine = nn.ModuleList(PositionGaussians(*shape) for shape in zip(positions, used, strict=True))
         self.coarse = PositionGaussians(positions[-1], branches * used[-1])
-        self.standardise = Standardisation(2, least_share=0.0)  # the two peaks have different units
+        self.pool = PatchPooling(used, teacher.strides, most_values=None, side=1, stride=PATCH_STRIDE)
+        self.grid = (height // PATCH_STRIDE, width // PATCH_STRIDE)
+        self.nearest = NearestPatches(
+            self.grid, self.pool.values, patches, patches, reach=REACH, ridge=RIDGE, own_spread=1.0
+        )
+        self.usual = Standardisation(1, least_share=0.0)  # M² / channels of good parts that are left out
+        self.standardise = Standardisation(3, least_share=0.0)  # the peaks have different units
 
     def forward(self, comparison: Comparison) -> Prediction:
         """anomaly_map and score as in the file's head."""
-        anomaly_map, peaks = self.measure(comparison)
-        unusual, segmented = self.standardise(peaks).unbind(dim=1)
-        return Prediction(anomaly_map, unusual + SEGMENTED_WEIGHT * segmented)
+        measured = self.measure(comparison)
+        unexplained = self.unexplained()
+        around = (1 - unexplained) * measured.coarse + unexplained * measured.nearest
+        unusual, nearest, segmented = self.standardise(measured.peaks()).unbind(dim=1)
+        score = unusual + unexplained * nearest + SEGMENTED_WEIGHT * segmented
+        return Prediction(measured.segmented + COARSE_WEIGHT * around, score)
 
-    def measure(self, comparison: Comparison, leave_out: bool = False) -> tuple[Tensor, Tensor]:
-        """The map (B, 1, H, W), and the two peaks (B, 2) that the score adds.
+    def unexplained(self) -> Tensor:
+        """u, (): the share of a good part's distance that what is known of its positions does not explain."""
+        return 1 - self.usual.mean[0].clamp_min(1).rsqrt()
 
-        The mask gives the map sharp edges; the coarse distance finds what the mask misses. The first peak ranks parts
-        best where good ones look alike, the second where they differ and defects stand out.
+    def measure(self, comparison: Comparison, learnt: Tensor | None = None) -> Measured:
+        """The distances' smoothed maps.
+
+        The mask gives the map sharp edges; the others find what the mask misses. The unusual peak ranks parts best
+        where good ones look alike and lie still, the nearest where they move, the segmented where they differ and
+        defects stand out.
 
         Args:
             comparison: of the images to be judged.
-            leave_out: whether the fine Gaussians were fitted on these very parts. Each is then measured as if it had
-                been left out of the fit: parts that were learnt from would otherwise look more usual than new ones.
+            learnt: these very images (B, 3, H, W), if the fits have learnt from them. Each is then measured as if it
+                had been left out: parts that were learnt from would otherwise look more usual than new ones.
         """
         teacher, recovered, coarsest, mask = comparison
         gaussians = self._fine()
         squares = []
         for scale, features, others in zip(gaussians, teacher, recovered, strict=True):
             distance = scale(_differences(features, others))
-            distance = scale.left_out(distance) if leave_out else distance
+            distance = distance if learnt is None else scale.left_out(distance)
             squares.append(_as_map(distance.square(), features, mask))
         channels = [scale.mean.shape[1] for scale in gaussians]
-        unusual = self.smooth((squares[-1] / channels[-1]).sqrt())
+        unusual = squares[-1] / channels[-1]
         fine = (torch.stack(squares).sum(dim=0) / sum(channels)).sqrt()
-        segmented = self.smooth(fine * mask)
         squared = self.coarse(_coarse_differences(teacher, coarsest)).square()
-        coarse = self.smooth((_as_map(squared, teacher[-1], mask) / self.coarse.mean.shape[1]).sqrt())
-        peaks = torch.cat([unusual, segmented], dim=1).amax(dim=(2, 3))
-        return segmented + COARSE_WEIGHT * coarse, peaks
+        coarse = (_as_map(squared, teacher[-1], mask) / self.coarse.mean.shape[1]).sqrt()
+        vectors = self.vectors(comparison)
+        if learnt is None:
+            distances = self.nearest(vectors).distances
+        else:
+            distances = torch.cat([found.distances for found in self.nearest.left_out(vectors, learnt)])
+        patch_map = distances.view(-1, 1, *self.grid) / self.pool.values**0.5
+        nearest = upsample(patch_map, mask.shape[-2:], align_corners=False)
+        return Measured(
+            unusual=self.smooth(unusual.sqrt()),
+            nearest=self.smooth(nearest),
+            segmented=self.smooth(fine * mask),
+            coarse=self.smooth(coarse),
+            square=unusual.mean(dim=(1, 2, 3)),
+        )
+
+    def vectors(self, comparison: Comparison) -> Tensor:
+        """What the nearest distance compares: the teacher's features (B, P, D) at every patch."""
+        with full_precision(comparison.mask):
+            thinned = [scale[:, :: _channel_step(scale.shape[1])].float() for scale in comparison.teacher]
+            return self.pool(thinned).flatten(1, 2)
 
     def empty_fine_sums(self) -> dict[str, Tensor]:
         """Sums for the fine Gaussians over no parts."""

@@ -12,11 +12,11 @@ from threecad.nets.maps import full_precision, upsample
 from threecad.nets.pyramid import Pyramid
 
 
-class PatchFeatures(nn.Module):
-    """Vectors of locally aware patches.
+class PatchPooling(nn.Module):
+    """Features of several scales as one vector a patch.
 
     Args:
-        pyramid: gives the scales.
+        channels, strides: of the scales, fine to coarse.
         most_values: a neighbourhood's values are pooled to at most so many a scale, and those of all scales together
             again to at most so many. None keeps one value a channel, its mean over the neighbourhood.
         side: of a neighbourhood, in features; odd.
@@ -27,29 +27,43 @@ class PatchFeatures(nn.Module):
         values: D, length of a vector.
     """
 
+    def __init__(
+        self, channels: Sequence[int], strides: Sequence[int], most_values: int | None, side: int = 3, stride: int = 8
+    ) -> None:
+        super().__init__()
+        self.first, self.side, self.stride = strides[0], side, stride
+        self.scale_values = [count if most_values is None else min(most_values, count * side**2) for count in channels]
+        self.values = sum(self.scale_values) if most_values is None else min(most_values, sum(self.scale_values))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """(B, H/stride, W/stride, D) of features [(B, C_i, H/s_i, W/s_i)]."""
+        size = [side * self.first // self.stride for side in features[0].shape[-2:]]
+        pooled = [
+            _to_grid(_aware(scale, values, self.side), size)
+            for scale, values in zip(features, self.scale_values, strict=True)
+        ]
+        return average(torch.cat(pooled, dim=1).flatten(2), self.values).transpose(1, 2).unflatten(1, size)
+
+
+class PatchFeatures(nn.Module):
+    """Vectors of locally aware patches, of images.
+
+    Args:
+        pyramid: gives the scales.
+        most_values, side, stride: as of `PatchPooling`.
+    """
+
     def __init__(self, pyramid: Pyramid, most_values: int | None, side: int = 3, stride: int = 8) -> None:
         super().__init__()
-        self.pyramid, self.side, self.stride = pyramid, side, stride
-        self.scale_values = [
-            channels if most_values is None else min(most_values, channels * side**2) for channels in pyramid.channels
-        ]
-        self.values = sum(self.scale_values) if most_values is None else min(most_values, sum(self.scale_values))
+        self.pyramid = pyramid
+        self.pool = PatchPooling(pyramid.channels, pyramid.strides, most_values, side, stride)
+        self.values = self.pool.values
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, H/stride, W/stride, D) of images (B, 3, H, W)."""
         features = self.pyramid(image)
         with full_precision(image):
             return self.pool(features)
-
-    def pool(self, features: Sequence[Tensor]) -> Tensor:
-        """(B, H/stride, W/stride, D) of features [(B, C_i, H/s_i, W/s_i)]."""
-        finest, first = features[0].shape[-2:], self.pyramid.strides[0]
-        size = [side * first // self.stride for side in finest]
-        pooled = [
-            _to_grid(_aware(scale, values, self.side), size)
-            for scale, values in zip(features, self.scale_values, strict=True)
-        ]
-        return average(torch.cat(pooled, dim=1).flatten(2), self.values).transpose(1, 2).unflatten(1, size)
 
 
 def average(vectors: Tensor, values: int) -> Tensor:
