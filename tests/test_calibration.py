@@ -169,6 +169,7 @@ def test_the_more_parts_there_are_the_more_of_the_next_one_do_their_places_expla
         unexplained.append(float(made.unexplained()))
         assert made.measure(seen).nearest.amax() < 1e-3  # each finds itself
         assert made.measure(seen, learnt=images).nearest.amin() > 0.3
+        assert f"get {100 * unexplained[-1]:.0f} % of the coarse map" in made.choices()[0]
     assert unexplained[0] > 0.4 > unexplained[1] > unexplained[2]
     assert unexplained[2] < 0.06
 

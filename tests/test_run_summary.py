@@ -82,3 +82,9 @@ def test_a_run_of_a_method_or_preset_of_another_version_is_shown_as_far_as_it_go
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"run\.json"):
         run_summary(tmp_path)
+
+
+def test_what_the_good_parts_chose_is_told_with_its_evidence(fitted: Path, tmp_path: Path) -> None:
+    assert "chosen by good parts" not in told(fitted)  # PaDiM chooses nothing
+    run = edited(fitted, tmp_path / "run", choices=["they lie still: 3 % of the map"])
+    assert told(run)["chosen by good parts"] == "they lie still: 3 % of the map"

@@ -154,6 +154,10 @@ class Detector(nn.Module, ABC):
         """
         raise NotImplementedError
 
+    def choices(self) -> list[str]:
+        """What the fit read off the good parts, and by what evidence; a sentence each."""
+        return []
+
     @property
     def places(self) -> int:
         """How many frames of a part have a network of their own; they then come in together."""

@@ -112,6 +112,7 @@ def fit(
         seconds = job.learn(detector, plan, images, run)
     if fabric.is_global_zero:
         record.duration_s = round(seconds, 1)
+        record.choices = detector.choices()
         good = _good_scores(job, detector, record, found, framing, plan.batch, folds, progress)
         save_detector(run, detector, record, good)
         FoldsFolder(run.path).remove()

@@ -62,6 +62,12 @@ class Places(Detector):
         maps, scores = (torch.stack(list(values), dim=1).flatten(0, 1) for values in zip(*found, strict=True))
         return Prediction(maps, scores)
 
+    def choices(self) -> list[str]:
+        """Of each place."""
+        return [
+            f"place {place}: {choice}" for place, detector in enumerate(self._each, 1) for choice in detector.choices()
+        ]
+
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
         """The phases of each place's detector, which look at the frames of that place alone."""
         for place, detector in enumerate(self._each):

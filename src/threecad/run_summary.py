@@ -36,6 +36,8 @@ def _origin(run: RunFolder, record: RunRecord) -> Iterator[tuple[str, str]]:
         verdicts = run.read_verdicts()
         counts = ", ".join(f"{len(parts)} of {name}" for name, parts in verdicts.good.parts.items())
         yield "good parts", f"{counts} (scored by the fit: {record.scoring})"
+        for line in record.choices:
+            yield "chosen by good parts", line
         for line in verdicts.summary():
             yield "promise", line
         yield "state", f"finished after {timedelta(seconds=round(record.duration_s))}"

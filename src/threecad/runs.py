@@ -67,6 +67,7 @@ class RunRecord(BaseModel):
     region_fill: tuple[int, int, int] | None = None  # the colour outside roi.png
     region_is_exact: bool = True  # made for pictures of its own size
     map_units: dict[str, tuple[float, float]] = Field(default_factory=dict)  # centre and spread of good parts' peaks
+    choices: list[str] = Field(default_factory=list)  # what the fit read off the good parts, and by what evidence
     resumed_inexactly: list[str] = Field(default_factory=list)  # conditions that changed while it was fitted
     duration_s: float = 0.0
     finished: bool = False

@@ -63,7 +63,7 @@ def fit(
         )
     record = run.read_record()
     result(f"{out}: {method} has learnt {', '.join(record.categories)} in {clock(record.duration_s)}")
-    for line in run.read_verdicts().summary():
+    for line in (*record.choices, *run.read_verdicts().summary()):
         result(line)
 
 

@@ -227,6 +227,10 @@ class CFRG(Detector):
         if self.calibration is not None:
             yield from calibration_phases(self.calibration, self._compare, synthesizer, self.config.ridge)
 
+    def choices(self) -> list[str]:
+        """How much of the map the nearest patches got."""
+        return [] if self.calibration is None else self.calibration.choices()
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """L_all = L_dis + L_rec + L_bce (eq. 5)."""
         altered = self._features(batch.augmented)

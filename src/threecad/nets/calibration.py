@@ -136,6 +136,14 @@ class Calibration(nn.Module):
         """u, (): the share of a good part's distance that what is known of its positions does not explain."""
         return 1 - self.usual.mean[0].clamp_min(1).rsqrt()
 
+    def choices(self) -> list[str]:
+        """How much the nearest distance counts, and why, in words."""
+        farther, unexplained = float(self.usual.mean[0].sqrt()), float(self.unexplained())
+        return [
+            f"good parts that are left out lie {farther:.2f} times as far from what the others show at each place as "
+            f"those do: patches of good parts around a place get {100 * unexplained:.0f} % of the coarse map"
+        ]
+
     def measure(self, comparison: Comparison, learnt: Tensor | None = None) -> Measured:
         """The distances' smoothed maps.
 
