@@ -23,10 +23,11 @@ from threecad.methods import METHODS
 from threecad.runs import RunFolder
 from threecad.verdicts import GoodScores, Verdicts
 
-TINY = [
+SMALL = [
     *("--set", "method.backbone=resnet10t.c3_in1k", "--set", "method.weights=random"),
-    *("--set", "method.image_size=64", "--set", "method.features=12"),
+    *("--set", "method.image_size=64"),
 ]
+TINY = [*SMALL, "--set", "method.features=12"]
 
 
 class Answer(NamedTuple):
@@ -125,6 +126,13 @@ def test_a_fit_leaves_a_run_that_can_be_evaluated(ask: Ask, tree: Path, tmp_path
     assert header.split()[:3] == ["I-AUROC", "P-AUROC", "P-PRO"]
     assert row.split()[:3] == ["plate", f"{100 * scores['i_auroc']:.1f}", f"{100 * scores['p_auroc']:.1f}"]
     assert (scores["n_good"], scores["n_defect"], scores["category"]) == (4, 4, "plate")
+
+
+def test_a_quick_fit_of_patchcore_says_what_a_longer_one_would_find(ask: Ask, tree: Path, tmp_path: Path) -> None:
+    for preset in ("quick", "paper"):
+        answer = ask("fit", "patchcore", "--data", tree, "--out", tmp_path / preset, "--preset", preset, *SMALL)
+        assert answer.code == 0, answer.err
+        assert ("threecad fit cfrg" in answer.out) == (preset == "quick")
 
 
 def test_a_settings_file_yields_to_set_and_set_to_a_named_option(ask: Ask, tree: Path, tmp_path: Path) -> None:

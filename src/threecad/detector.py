@@ -111,6 +111,7 @@ class Detector(nn.Module, ABC):
     paper_precision: ClassVar[Literal["auto", "float32"]] = "float32"  # in the `paper` preset
     quick: ClassVar[Preset] = Preset()
     leaves_out: ClassVar[bool] = False  # whether `left_out` knows the answer
+    advice: ClassVar[str] = ""  # said at the end of a `quick` fit
 
     def __init__(self, config: MethodConfig) -> None:
         super().__init__()

@@ -63,7 +63,8 @@ def fit(
         )
     record = run.read_record()
     result(f"{out}: {method} has learnt {', '.join(record.categories)} in {clock(record.duration_s)}")
-    for line in (*record.choices, *run.read_verdicts().summary()):
+    advice = [METHODS[method].advice] if record.preset == "quick" and METHODS[method].advice else []
+    for line in (*record.choices, *run.read_verdicts().summary(), *advice):
         result(line)
 
 
