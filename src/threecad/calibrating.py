@@ -82,11 +82,7 @@ def good_scores(
     refuse_other_conditions(good.conditions, predictor.conditions, "the good parts' scores")
     images, _ = _not_learnt([image for given in inputs for image in gather([given], folder)], good)
     patterns = {"part": good.part} if good.part else {}
-    parts: list[GoodPart] = []
-    for done, (part, _) in enumerate(_good_parts(predictor, images, name, patterns, lambda line: None), start=1):
-        parts.append(part)
-        if progress:
-            progress(done, len(images))
+    parts = [part for part, _ in _good_parts(predictor, images, name, patterns, progress)]
     counted = {part.part for part in good.of(name)}
     scores = [part.score for part in joined_parts(parts) if part.part not in counted]
     if not scores:
@@ -137,12 +133,8 @@ def calibrate(
         images = {known: image for known, image in images.items() if known not in counted}
         if not images:
             return Calibrated(before, before, name, 0, learnt)
-    parts, looks = [], []
-    for done, (part, seen) in enumerate(_good_parts(predictor, images, name, patterns, notify), start=1):
-        parts.append(part)
-        looks.append(seen)
-        if progress:
-            progress(done, len(images))
+    seen = list(_good_parts(predictor, images, name, patterns, progress, notify))
+    parts, looks = [part for part, _ in seen], [whole for _, whole in seen]
     kept = before.good.model_copy(update={"parts": dict.fromkeys(before.good.parts, ())}) if anew else before.good
     good = kept.joined(name, parts, predictor.conditions, GoodLooks.of(looks))
     after = replace(before, good=good)
@@ -172,14 +164,15 @@ def _good_parts(
     images: Mapping[str, Input],
     category: str,
     patterns: Mapping[str, str],
-    notify: Callable[[str], None],
+    progress: Progress | None,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[GoodPart, Look]]:
     """Each image as a good part, with its look; unusual looks are told."""
     paths = [path_for_patterns(image.path) for image in images.values()]
     parts = groups(paths, patterns["part"], "part") if patterns.get("part") else list(images)
     lots = groups(paths, patterns["lot"], "lot") if patterns.get("lot") else [None] * len(paths)
     seen = look_through(predictor, list(images.values()), category, keep_whole=True)
-    for part, lot, (image, found) in zip(parts, lots, seen, strict=True):
+    for done, (part, lot, (image, found)) in enumerate(zip(parts, lots, seen, strict=True), start=1):
         if found is None or image.whole is None:
             raise DataError(image.error)
         if image.doubt:
@@ -187,3 +180,5 @@ def _good_parts(
         if not math.isfinite(found.score):
             raise DataError(f"{image.source.path}: expected a finite score, found {found.score}; the run is damaged")
         yield GoodPart.seen(part, found.score, found.anomaly_map, lot, image.size), look(image.whole)
+        if progress:
+            progress(done, len(images))
