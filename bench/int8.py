@@ -31,6 +31,7 @@ from threecad.runtime.bundle import Bundle
 from threecad.runtime.networks import unit_range
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
+HEADER = ("quantised convolutions", "I-AUROC", "AP", "scores: rank correlation", "times faster, median", "fastest")
 
 
 class Pictures(CalibrationDataReader):
@@ -86,7 +87,7 @@ def main() -> None:
             sessions[name] = session(out)
     taken = in_turn(list(sessions.values()), images[:1], asked.rounds)
     print(f"{predictor.method}, {asked.category}, {len(images)} test images, ranges from {len(learnt)} good parts\n")
-    print("| quantised convolutions | I-AUROC | AP | scores: rank correlation | times faster, median | fastest |")
+    print(f"| {' | '.join(HEADER)} |")
     print("|---|---:|---:|---:|---:|---:|")
     exact: np.ndarray | None = None
     for (name, one), seconds in zip(sessions.items(), taken, strict=True):
