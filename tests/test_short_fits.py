@@ -1,7 +1,7 @@
 """A short fit teaches every method to rank parts with a planted defect above good ones, and bf16 keeps the ranking.
 
 One fit proves little: this file run as a script fits each method for several seeds, thread counts and precisions, and
-prints by how much each fit passes.
+prints by how much each fit passes; the commits of this file say what it printed.
 
     python tests/test_short_fits.py [--methods draem,cfrg] [--seeds 5] [--threads 1,2] [--precisions float32,bf16]
 """
