@@ -162,7 +162,8 @@ def test_the_more_parts_there_are_the_more_of_the_next_one_do_their_places_expla
         made, generator = calibration(), torch.Generator().manual_seed(0)
         images = torch.rand(count, 3, 64, 64, generator=generator)
         batch, seen = Batch(images, images, torch.zeros(count, 1, 64, 64)), comparison(*pyramids(count))
-        for phase in calibration_phases(made, lambda _: seen, TextureSynthesizer(ProceduralTextures()), 0.01):  # noqa: B023
+        look, synthesizer = (lambda _: seen), TextureSynthesizer(ProceduralTextures())  # noqa: B023
+        for phase in calibration_phases(made, lambda _: seen.teacher, look, synthesizer, 0.01):  # noqa: B023
             sums = phase.empty_sums()
             phase.observe(sums, batch)
             phase.conclude(sums)

@@ -60,11 +60,16 @@ def patch_phases(nearest: NearestPatches, describe: Callable[[Tensor], Tensor]) 
 
 
 def calibration_phases(
-    calibration: Calibration, compare: Callable[[Tensor], Comparison], synthesizer: Synthesizer, ridge: float
+    calibration: Calibration,
+    teacher: Callable[[Tensor], Sequence[Tensor]],
+    compare: Callable[[Tensor], Comparison],
+    synthesizer: Synthesizer,
+    ridge: float,
 ) -> Iterator[StatisticsPhase]:
     """The passes that fit a `Calibration`: Gaussians, fine and coarse, patches, and what is usual of all.
 
     Args:
+        teacher: from images (B, 3, H, W) to the features that patches are made of.
         compare: from images (B, 3, H, W) to what the calibration compares.
         synthesizer: alters the parts that the coarse Gaussians are fitted on.
         ridge: share of the mean variance that is added to every variance.
@@ -83,7 +88,7 @@ def calibration_phases(
         synthesizer=synthesizer,
         duration=Epochs(2),
     )
-    yield from patch_phases(calibration.nearest, lambda image: calibration.vectors(compare(image)))
+    yield from patch_phases(calibration.nearest, lambda image: calibration.vectors(teacher(image)))
 
     def usual(image: Tensor) -> tuple[Tensor, Tensor]:
         measured = calibration.measure(compare(image), learnt=image)

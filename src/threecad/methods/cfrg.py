@@ -225,7 +225,8 @@ class CFRG(Detector):
             synthesizer=synthesizer,
         )
         if self.calibration is not None:
-            yield from calibration_phases(self.calibration, self._compare, synthesizer, self.config.ridge)
+            ridge = self.config.ridge
+            yield from calibration_phases(self.calibration, self.teacher, self._compare, synthesizer, ridge)
 
     def choices(self) -> list[str]:
         """How much of the map the nearest patches got."""

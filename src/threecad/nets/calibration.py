@@ -168,7 +168,7 @@ class Calibration(nn.Module):
         fine = (torch.stack(squares).sum(dim=0) / sum(channels)).sqrt()
         squared = self.coarse(_coarse_differences(teacher, coarsest)).square()
         coarse = (_as_map(squared, teacher[-1], mask) / self.coarse.mean.shape[1]).sqrt()
-        vectors = self.vectors(comparison)
+        vectors = self.vectors(teacher)
         if learnt is None:
             distances = self.nearest(vectors).distances
         else:
@@ -183,10 +183,10 @@ class Calibration(nn.Module):
             square=unusual.mean(dim=(1, 2, 3)),
         )
 
-    def vectors(self, comparison: Comparison) -> Tensor:
+    def vectors(self, teacher: Sequence[Tensor]) -> Tensor:
         """What the nearest distance compares: the teacher's features (B, P, D) at every patch."""
-        with full_precision(comparison.mask):
-            thinned = [scale[:, :: _channel_step(scale.shape[1])].float() for scale in comparison.teacher]
+        with full_precision(teacher[0]):
+            thinned = [scale[:, :: _channel_step(scale.shape[1])].float() for scale in teacher]
             return self.pool(thinned).flatten(1, 2)
 
     def empty_fine_sums(self) -> dict[str, Tensor]:
