@@ -140,8 +140,8 @@ def tabulate(folder: Path, count: int) -> tuple[float, float]:
 
 
 def two_against_one(folder: Path, kind: str) -> float:
-    """How many times as fast a grid of 20 jobs is with two workers of one thread, the better of two runs each."""
-    plan = read_plan(write_plan(folder, 20))
+    """How many times as fast a grid of 80 jobs is with two workers of one thread, the better of two runs each."""
+    plan = read_plan(write_plan(folder, 80))
     times: dict[int, list[float]] = {1: [], 2: []}
     for turn, workers in product(range(2), times):
         start = time.perf_counter()

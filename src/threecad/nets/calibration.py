@@ -18,13 +18,19 @@ distance that looks around:
 - The nearest distance compares the teacher's features at a position with those that good parts have there or next to
   it, and takes the nearest (`nets.nearest_patches`).
 
-How much it counts is told by the good parts. Measure each by the fine distance at the coarsest scale as if it had been
-left out of the fit, and let r be the mean of M² / channels. Where positions tell all about the next good part, r = 1;
-u = 1 - 1 / sqrt(r) is the share of a good part's distance that they do not explain. Map and score are then
+How much it counts is told by the good parts, each measured as if it had been left out of the fits:
+
+    r_p = mean of M² / channels of the fine distance at the coarsest scale. 1 where positions tell all about the next
+          good part; more where there are few parts, or each is different.
+    r_n = mean of squared nearest distances / values. 1 where the nearest patch is as far as the mean of the position
+          is; less where parts move, since then others have shown the same patch next to it.
+    u   = 1 - r_n / r_p, and at least 0: the share that patches around explain of what positions leave unexplained.
+
+Map and score are then
 
     map   = mask · fine distance + 0.3 · ((1 - u) · coarse distance + u · nearest distance)
-    score = z(largest distance at the coarsest scale) + u · z(largest nearest distance)
-            + z(largest value of mask · fine distance) / 3
+    score = z(largest distance at the coarsest scale)
+            + u · (z(largest nearest distance) + z(largest value of mask · fine distance))
 
 with the segmented mask, distances divided by the root of their number of values, everything smoothed, and
 z(x) = (x - mean) / standard deviation of x over good parts.
@@ -51,9 +57,6 @@ from threecad.records import Prediction
 COARSE_WEIGHT = 0.3
 """Weight of the coarse and the nearest distance in the map. Values from 0.1 to 0.6 gave nearly equal results."""
 
-SEGMENTED_WEIGHT = 1 / 3
-"""Weight of the segmented peak in the score. Chosen on the images of `docs/results.md` and of two more sets."""
-
 SHARED_COVARIANCE = 0.1
 """Share of every coarse Σ that is the covariance of all positions together: some positions are nearly always altered,
 so that they have few samples of their own."""
@@ -66,6 +69,9 @@ PATCH_STRIDE = 8
 
 REACH = 1
 """How many patches away the nearest may be."""
+
+LEAST_SQUARE = 1e-6
+"""Added to mean squares, lest one be divided by nothing where good parts do not differ at all."""
 
 RIDGE = 0.001
 """Share of the mean variance that is added to every variance of the patches' values."""
@@ -81,13 +87,13 @@ class Comparison(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a calibration finds in B images: smoothed maps (B, 1, H, W), and the mean square of the unusual one."""
+    """What a calibration finds in B images: smoothed maps (B, 1, H, W), and two mean squares."""
 
     unusual: Tensor  # the fine distance at the coarsest scale
     nearest: Tensor
     segmented: Tensor  # mask · fine distance
     coarse: Tensor
-    square: Tensor  # (B,) mean of M² / channels at the coarsest scale
+    squares: Tensor  # (B, 2): mean of M² / channels at the coarsest scale, and of nearest distances² / values
 
     def peaks(self) -> Tensor:
         """The largest values (B, 3) that the score adds: unusual, nearest, segmented."""
@@ -120,7 +126,7 @@ class Calibration(nn.Module):
         self.nearest = NearestPatches(
             self.grid, self.pool.values, patches, patches, reach=REACH, ridge=RIDGE, own_spread=1.0
         )
-        self.usual = Standardisation(1, least_share=0.0)  # M² / channels of good parts that are left out
+        self.usual = Standardisation(2, least_share=0.0)  # the mean squares of good parts that are left out
         self.standardise = Standardisation(3, least_share=0.0)  # the peaks have different units
 
     def forward(self, comparison: Comparison) -> Prediction:
@@ -129,19 +135,21 @@ class Calibration(nn.Module):
         unexplained = self.unexplained()
         around = (1 - unexplained) * measured.coarse + unexplained * measured.nearest
         unusual, nearest, segmented = self.standardise(measured.peaks()).unbind(dim=1)
-        score = unusual + unexplained * nearest + SEGMENTED_WEIGHT * segmented
+        score = unusual + unexplained * (nearest + segmented)
         return Prediction(measured.segmented + COARSE_WEIGHT * around, score)
 
     def unexplained(self) -> Tensor:
-        """u, (): the share of a good part's distance that what is known of its positions does not explain."""
-        return 1 - self.usual.mean[0].clamp_min(1).rsqrt()
+        """u, (): the share that patches around explain of how far a good part is from what its positions tell."""
+        position, nearest = self.usual.mean
+        return (1 - (nearest + LEAST_SQUARE) / (position + LEAST_SQUARE)).clamp_min(0)
 
     def choices(self) -> list[str]:
         """How much the nearest distance counts, and why, in words."""
-        farther, unexplained = float(self.usual.mean[0].sqrt()), float(self.unexplained())
+        position, nearest = self.usual.mean.sqrt().tolist()
         return [
-            f"good parts that are left out lie {farther:.2f} times as far from what the others show at each place as "
-            f"those do: patches of good parts around a place get {100 * unexplained:.0f} % of the coarse map"
+            f"a good part that is left out is {position:.2f} units from what the others show at each place and "
+            f"{nearest:.2f} units from their nearest patches around it: those get "
+            f"{100 * float(self.unexplained()):.0f} % of the coarse map"
         ]
 
     def measure(self, comparison: Comparison, learnt: Tensor | None = None) -> Measured:
@@ -173,14 +181,15 @@ class Calibration(nn.Module):
             distances = self.nearest(vectors).distances
         else:
             distances = torch.cat([found.distances for found in self.nearest.left_out(vectors, learnt)])
-        patch_map = distances.view(-1, 1, *self.grid) / self.pool.values**0.5
+        distances = distances / self.pool.values**0.5
+        patch_map = distances.view(-1, 1, *self.grid)
         nearest = upsample(patch_map, mask.shape[-2:], align_corners=False)
         return Measured(
             unusual=self.smooth(unusual.sqrt()),
             nearest=self.smooth(nearest),
             segmented=self.smooth(fine * mask),
             coarse=self.smooth(coarse),
-            square=unusual.mean(dim=(1, 2, 3)),
+            squares=torch.stack([unusual.mean(dim=(1, 2, 3)), distances.square().mean(dim=1)], dim=1),
         )
 
     def vectors(self, teacher: Sequence[Tensor]) -> Tensor:

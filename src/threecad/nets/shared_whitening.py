@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from threecad.nets.gaussians import LEAST_VARIANCE, whitening
 from threecad.nets.maps import full_precision
 
-LEAST_SHARE = 1e-3  # of a direction's variance, that is taken to be left without one part
+WITH_PART = 1e-4  # share of the covariance that stays as it is with the part: one direction could be that part's alone
 PLACES_AT_ONCE = 64  # whose patches' covariance is added up together
 
 
@@ -68,8 +68,7 @@ class SharedWhitening(nn.Module):
         added = self.least.double() * factor.T @ factor
         scatter = self.degrees.double() * (_identity(added) - added) - (weight * away).T @ away
         sigma = scatter / (self.degrees - len(away)).clamp_min(1) + added
-        variance, directions = torch.linalg.eigh(sigma)
-        return (directions * variance.clamp_min(LEAST_SHARE).rsqrt()).to(self.factor)
+        return whitening(sigma.lerp(_identity(sigma), WITH_PART).unsqueeze(0))[0].to(self.factor)
 
 
 def _identity(matrix: Tensor) -> Tensor:
