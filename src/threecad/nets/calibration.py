@@ -147,8 +147,8 @@ class Calibration(nn.Module):
         """How much the nearest distance counts, and why, in words."""
         position, nearest = self.usual.mean.sqrt().tolist()
         return [
-            f"a good part that is left out is {position:.2f} units from what the others show at each place and "
-            f"{nearest:.2f} units from their nearest patches around it: those get "
+            f"left out, a good part lies {position:.2f} spreads from what the others show at each place and "
+            f"{nearest:.2f} spreads from their nearest patches around it: such patches get "
             f"{100 * float(self.unexplained()):.0f} % of the coarse map"
         ]
 
