@@ -115,7 +115,7 @@ def refuse_unless_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     Raises:
         RunError: a tensor holds NaN or infinity; names it.
     """
-    for name, tensor in tensors.items():
+    for name, tensor in tensors.items():  # NaN is both ends of what holds one; no mask of all values is made
         if tensor.is_floating_point() and tensor.numel() and not all(end.isfinite() for end in tensor.aminmax()):
             raise RunError(f"{where} a value in {name} that is not finite: expected numbers; try a smaller rate")
 

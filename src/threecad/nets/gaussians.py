@@ -108,23 +108,24 @@ def covariance(product: Tensor, mean: Tensor, count: Tensor, ridge: float) -> Te
     """
     count = count.view(-1, 1, 1)
     scatter = product - count * mean.unsqueeze(2) * mean.unsqueeze(1)
-    return scatter / (count - 1).clamp_min(1) + ridge * _identity(mean)
+    return scatter / (count - 1).clamp_min(1) + ridge * identity(mean)
 
 
 def _covariance_of_all(product: Tensor, mean: Tensor, count: Tensor, ridge: float) -> Tensor:
     """The covariance about each position's own mean, over all positions together, plus ε I: (D, D)."""
     scatter = product.sum(dim=0) - (count.unsqueeze(1) * mean).T @ mean
-    return scatter / (count - 1).sum().clamp_min(1) + ridge * _identity(mean)
+    return scatter / (count - 1).sum().clamp_min(1) + ridge * identity(mean)
 
 
-def _identity(vectors: Tensor) -> Tensor:
+def identity(vectors: Tensor) -> Tensor:
+    """I, (D, D), for vectors or matrices (..., D) and of their kind."""
     return torch.eye(vectors.shape[-1], dtype=vectors.dtype, device=vectors.device)
 
 
 def whitening(sigma: Tensor) -> Tensor:
     """W with W W^T = Σ^-1, upper triangular: the inverse of Σ's Cholesky factor, transposed. (P, D, D) -> (P, D, D)."""
     return torch.linalg.solve_triangular(
-        torch.linalg.cholesky(sigma), _identity(sigma).expand_as(sigma), upper=False
+        torch.linalg.cholesky(sigma), identity(sigma).expand_as(sigma), upper=False
     ).transpose(1, 2)
 
 

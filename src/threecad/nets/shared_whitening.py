@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from threecad.nets.gaussians import LEAST_VARIANCE, whitening
+from threecad.nets.gaussians import LEAST_VARIANCE, identity, whitening
 from threecad.nets.maps import full_precision
 
 WITH_PART = 1e-4  # share of the covariance that stays as it is with the part: one direction could be that part's alone
@@ -50,7 +50,7 @@ class SharedWhitening(nn.Module):
             degrees += len(away) - len(some)
         sigma = scatter / max(degrees, 1)
         least = self.ridge * sigma.diagonal().mean().clamp_min(LEAST_VARIANCE)
-        self.factor.copy_(whitening((sigma + least * _identity(sigma)).unsqueeze(0))[0])
+        self.factor.copy_(whitening((sigma + least * identity(sigma)).unsqueeze(0))[0])
         self.least.copy_(least)
         self.degrees.fill_(max(degrees, 1))
 
@@ -66,10 +66,6 @@ class SharedWhitening(nn.Module):
         away, factor = away.double(), self.factor.double()
         weight = (count / (count - 1).clamp_min(1)).double().unsqueeze(1)
         added = self.least.double() * factor.T @ factor
-        scatter = self.degrees.double() * (_identity(added) - added) - (weight * away).T @ away
+        scatter = self.degrees.double() * (identity(added) - added) - (weight * away).T @ away
         sigma = scatter / (self.degrees - len(away)).clamp_min(1) + added
-        return whitening(sigma.lerp(_identity(sigma), WITH_PART).unsqueeze(0))[0].to(self.factor)
-
-
-def _identity(matrix: Tensor) -> Tensor:
-    return torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        return whitening(sigma.lerp(identity(sigma), WITH_PART).unsqueeze(0))[0].to(self.factor)
