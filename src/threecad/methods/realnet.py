@@ -74,7 +74,7 @@ class RealNetConfig(BackboneConfig):
     grid = 128
 
     backbone: str = "wide_resnet50_2.racm_in1k"
-    """Full timm tag, or `embedded` for the EfficientNet-Lite0 whose ImageNet weights come with the installation."""
+    """Full timm tag; `embedded` or `embedded-vit` for one whose weights a package of the index carries."""
 
     sdas_dir: Path | None = None
     """Folder of pictures with generated anomalies, which then take the place of textures."""

@@ -69,7 +69,7 @@ class UniADConfig(BackboneConfig):
     """Height and width in pixels that images are resized to; one number means a square."""
 
     backbone: str = "tf_efficientnet_b4.aa_in1k"
-    """Full timm tag, or `embedded` for the EfficientNet-Lite0 whose ImageNet weights come with the installation."""
+    """Full timm tag; `embedded` or `embedded-vit` for one whose weights a package of the index carries."""
 
     width: int = Field(default=256, ge=2)
     """Channels of a token inside the transformer; even, and a multiple of `heads`."""

