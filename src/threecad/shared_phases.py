@@ -92,6 +92,6 @@ def calibration_phases(
 
     def usual(image: Tensor) -> tuple[Tensor, Tensor]:
         measured = calibration.measure(compare(image), learnt=image)
-        return measured.peaks(), measured.squares
+        return measured.evidence(), measured.squares()
 
     yield standardisation_phase([calibration.standardise, calibration.usual], usual)

@@ -55,7 +55,7 @@ from torch import Tensor
 
 from threecad.detector import Detector, Phase, Preset
 from threecad.methods import METHODS
-from threecad.nets.maps import GaussianBlur, upsample
+from threecad.nets.maps import GaussianBlur, mean_of_largest, upsample
 from threecad.nets.nearest_patches import Nearest, NearestPatches
 from threecad.nets.patch_memory import PatchMemory
 from threecad.nets.patches import PatchFeatures
@@ -210,7 +210,7 @@ class PatchCore(Detector):
         anomaly_map = self.smooth(upsample(patch_map, self.config.image_size, align_corners=False))
         if self.config.neighbours == 1:
             most = max(1, round(self.config.score_share * distances.shape[1]))
-            return Prediction(anomaly_map, distances.topk(most, dim=1).values.mean(dim=1))
+            return Prediction(anomaly_map, mean_of_largest(distances, most))
         score, place = distances.max(dim=1, keepdim=True)
         tested = vectors.gather(1, place.unsqueeze(2).expand(-1, -1, vectors.shape[2])).squeeze(1)
         rarity = PatchMemory.rarity(tested, rows.gather(1, place).squeeze(1), self.config.neighbours, known)

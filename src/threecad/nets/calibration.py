@@ -29,11 +29,12 @@ How much it counts is told by the good parts, each measured as if it had been le
 Map and score are then
 
     map   = mask · fine distance + 0.3 · ((1 - u) · coarse distance + u · nearest distance)
-    score = z(largest distance at the coarsest scale)
-            + u · (z(largest nearest distance) + z(largest value of mask · fine distance))
+    score = max((1 - u) · z(fine distance at the coarsest scale), u · z(nearest distance),
+                u · z(largest value of mask · fine distance))
 
-with the segmented mask, distances divided by the root of their number of values, everything smoothed, and
-z(x) = (x - mean) / standard deviation of x over good parts.
+with the segmented mask, distances divided by the root of their number of values, the map's parts smoothed, and
+z(x) = (x - mean) / standard deviation of x over good parts. In the score a distance is the mean of its 16 largest
+values. So a part is as odd as the oddest thing about it, and what tells little of these parts has little say.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from threecad.nets.gaussians import PositionGaussians
-from threecad.nets.maps import GaussianBlur, full_precision, upsample
+from threecad.nets.maps import GaussianBlur, full_precision, mean_of_largest, upsample
 from threecad.nets.nearest_patches import NearestPatches
 from threecad.nets.patches import PatchPooling
 from threecad.nets.pyramid import Pyramid
@@ -66,6 +67,10 @@ MOST_CHANNELS = 128
 
 PATCH_STRIDE = 8
 """Image pixels between two patches of the nearest distance."""
+
+LARGEST = 16
+"""Positions whose mean distance tells how odd a part is: a single one is often odd on good parts, too. Fewer suit tiny
+defects, more suit large and faint ones."""
 
 REACH = 1
 """How many patches away the nearest may be."""
@@ -87,17 +92,22 @@ class Comparison(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a calibration finds in B images: smoothed maps (B, 1, H, W), and two mean squares."""
+    """What a calibration finds in B images: distances at their own positions, and smoothed maps (B, 1, H, W)."""
 
-    unusual: Tensor  # the fine distance at the coarsest scale
-    nearest: Tensor
+    unusual: Tensor  # (B, P_3): the fine distance at each position of the coarsest scale
+    to_nearest: Tensor  # (B, P): the nearest distance of each patch
+    nearest: Tensor  # the same as a map
     segmented: Tensor  # mask · fine distance
     coarse: Tensor
-    squares: Tensor  # (B, 2): mean of M² / channels at the coarsest scale, and of nearest distances² / values
 
-    def peaks(self) -> Tensor:
-        """The largest values (B, 3) that the score adds: unusual, nearest, segmented."""
-        return torch.cat([self.unusual, self.nearest, self.segmented], dim=1).amax(dim=(2, 3))
+    def evidence(self) -> Tensor:
+        """How odd each part is, (B, 3): by its unusual positions, by its nearest patches, by what is segmented."""
+        distances = [mean_of_largest(of, LARGEST) for of in (self.unusual, self.to_nearest)]
+        return torch.stack([*distances, self.segmented.amax(dim=(1, 2, 3))], dim=1)
+
+    def squares(self) -> Tensor:
+        """Mean squares (B, 2) of the unusual and the nearest distances."""
+        return torch.stack([self.unusual.square().mean(dim=1), self.to_nearest.square().mean(dim=1)], dim=1)
 
 
 class Calibration(nn.Module):
@@ -127,15 +137,16 @@ class Calibration(nn.Module):
             self.grid, self.pool.values, patches, patches, reach=REACH, ridge=RIDGE, own_spread=1.0
         )
         self.usual = Standardisation(2, least_share=0.0)  # the mean squares of good parts that are left out
-        self.standardise = Standardisation(3, least_share=0.0)  # the peaks have different units
+        self.standardise = Standardisation(3, least_share=0.0)  # pieces of evidence differ in units
 
     def forward(self, comparison: Comparison) -> Prediction:
         """anomaly_map and score as in the file's head."""
         measured = self.measure(comparison)
         unexplained = self.unexplained()
         around = (1 - unexplained) * measured.coarse + unexplained * measured.nearest
-        unusual, nearest, segmented = self.standardise(measured.peaks()).unbind(dim=1)
-        score = unusual + unexplained * (nearest + segmented)
+        weights = torch.stack([1 - unexplained, unexplained, unexplained])
+        odd = weights * self.standardise(measured.evidence())
+        score = torch.where(weights > 0, odd, odd[:, :1]).amax(dim=1)  # what has no weight has no say at all
         return Prediction(measured.segmented + COARSE_WEIGHT * around, score)
 
     def unexplained(self) -> Tensor:
@@ -153,9 +164,9 @@ class Calibration(nn.Module):
         ]
 
     def measure(self, comparison: Comparison, learnt: Tensor | None = None) -> Measured:
-        """The distances' smoothed maps.
+        """The distances of each part, and their maps.
 
-        The mask gives the map sharp edges; the others find what the mask misses. The unusual peak ranks parts best
+        The mask gives the map sharp edges; the others find what the mask misses. The unusual distances rank parts best
         where good ones look alike and lie still, the nearest where they move, the segmented where they differ and
         defects stand out.
 
@@ -166,30 +177,28 @@ class Calibration(nn.Module):
         """
         teacher, recovered, coarsest, mask = comparison
         gaussians = self._fine()
-        squares = []
+        distances = []
         for scale, features, others in zip(gaussians, teacher, recovered, strict=True):
             distance = scale(_differences(features, others))
-            distance = distance if learnt is None else scale.left_out(distance)
-            squares.append(_as_map(distance.square(), features, mask))
+            distances.append(distance if learnt is None else scale.left_out(distance))
+        squares = [_as_map(distance.square(), at, mask) for distance, at in zip(distances, teacher, strict=True)]
         channels = [scale.mean.shape[1] for scale in gaussians]
-        unusual = squares[-1] / channels[-1]
         fine = (torch.stack(squares).sum(dim=0) / sum(channels)).sqrt()
         squared = self.coarse(_coarse_differences(teacher, coarsest)).square()
         coarse = (_as_map(squared, teacher[-1], mask) / self.coarse.mean.shape[1]).sqrt()
         vectors = self.vectors(teacher)
         if learnt is None:
-            distances = self.nearest(vectors).distances
+            to_nearest = self.nearest(vectors).distances
         else:
-            distances = torch.cat([found.distances for found in self.nearest.left_out(vectors, learnt)])
-        distances = distances / self.pool.values**0.5
-        patch_map = distances.view(-1, 1, *self.grid)
-        nearest = upsample(patch_map, mask.shape[-2:], align_corners=False)
+            to_nearest = torch.cat([found.distances for found in self.nearest.left_out(vectors, learnt)])
+        to_nearest = to_nearest / self.pool.values**0.5
+        nearest = upsample(to_nearest.view(-1, 1, *self.grid), mask.shape[-2:], align_corners=False)
         return Measured(
-            unusual=self.smooth(unusual.sqrt()),
+            unusual=distances[-1] / channels[-1] ** 0.5,
+            to_nearest=to_nearest,
             nearest=self.smooth(nearest),
             segmented=self.smooth(fine * mask),
             coarse=self.smooth(coarse),
-            squares=torch.stack([unusual.mean(dim=(1, 2, 3)), distances.square().mean(dim=1)], dim=1),
         )
 
     def vectors(self, teacher: Sequence[Tensor]) -> Tensor:
