@@ -144,13 +144,15 @@ def test_a_part_is_as_odd_as_the_oddest_thing_about_it_and_u_says_what_counts() 
     coarse = made(comparison(teacher, recovered)).anomaly_map
     torch.testing.assert_close(measured.segmented, made(seen).anomaly_map - coarse)
     evidence = measured.evidence()
-    sums = made.standardise.empty_sums()
-    made.standardise.add(sums, evidence)
-    made.standardise.conclude(sums)
+    sums = made.usual_evidence.empty_sums()
+    made.usual_evidence.add(sums, evidence)
+    made.usual_evidence.conclude(sums)
     unusual, nearest, segmented = ((evidence - evidence.mean(dim=0)) / evidence.std(dim=0, correction=0)).unbind(dim=1)
     assert made.unexplained() == 0  # until it is learnt: positions tell all
     torch.testing.assert_close(made(seen).score, unusual, rtol=1e-4, atol=1e-4)
-    made.usual.mean.copy_(torch.tensor([4.0, 1.0]))  # patches around explain three quarters of what positions leave
+    made.usual_squares.mean.copy_(
+        torch.tensor([4.0, 1.0])
+    )  # patches around explain three quarters of what positions leave
     found = made(seen)
     expected = torch.stack([unusual / 4, 3 * nearest / 4, 3 * segmented / 4]).amax(dim=0)
     torch.testing.assert_close(found.score, expected, rtol=1e-4, atol=1e-4)
@@ -185,7 +187,7 @@ def fitted(teacher: list[Tensor], recovered: list[Tensor]) -> Calibration:
 
 def test_the_more_parts_there_are_the_more_of_the_next_one_do_their_places_explain() -> None:
     made = [fitted(*pyramids(count)) for count in (9, 40, 200)]
-    of_positions = [float(one.usual.mean[0]) for one in made]
+    of_positions = [float(one.usual_squares.mean[0]) for one in made]
     assert of_positions[0] > 3 > 1.5 > of_positions[1] > of_positions[2]
     assert 1 < of_positions[2] < 1.1
     unexplained = [float(one.unexplained()) for one in made]

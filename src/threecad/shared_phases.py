@@ -94,4 +94,4 @@ def calibration_phases(
         measured = calibration.measure(compare(image), learnt=image)
         return measured.evidence(), measured.squares()
 
-    yield standardisation_phase([calibration.standardise, calibration.usual], usual)
+    yield standardisation_phase([calibration.usual_evidence, calibration.usual_squares], usual)

@@ -136,8 +136,8 @@ class Calibration(nn.Module):
         self.nearest = NearestPatches(
             self.grid, self.pool.values, patches, patches, reach=REACH, ridge=RIDGE, own_spread=1.0
         )
-        self.usual = Standardisation(2, least_share=0.0)  # the mean squares of good parts that are left out
-        self.standardise = Standardisation(3, least_share=0.0)  # pieces of evidence differ in units
+        self.usual_squares = Standardisation(2, least_share=0.0)  # the mean squares of good parts that are left out
+        self.usual_evidence = Standardisation(3, least_share=0.0)  # pieces of evidence differ in units
 
     def forward(self, comparison: Comparison) -> Prediction:
         """anomaly_map and score as in the file's head."""
@@ -145,18 +145,18 @@ class Calibration(nn.Module):
         unexplained = self.unexplained()
         around = (1 - unexplained) * measured.coarse + unexplained * measured.nearest
         weights = torch.stack([1 - unexplained, unexplained, unexplained])
-        odd = weights * self.standardise(measured.evidence())
+        odd = weights * self.usual_evidence(measured.evidence())
         score = torch.where(weights > 0, odd, odd[:, :1]).amax(dim=1)  # what has no weight has no say at all
         return Prediction(measured.segmented + COARSE_WEIGHT * around, score)
 
     def unexplained(self) -> Tensor:
         """u, (): the share that patches around explain of how far a good part is from what its positions tell."""
-        position, nearest = self.usual.mean
+        position, nearest = self.usual_squares.mean
         return (1 - (nearest + LEAST_SQUARE) / (position + LEAST_SQUARE)).clamp_min(0)
 
     def choices(self) -> list[str]:
         """How much the nearest distance counts, and why, in words."""
-        position, nearest = self.usual.mean.sqrt().tolist()
+        position, nearest = self.usual_squares.mean.sqrt().tolist()
         return [
             f"left out, a good part lies {position:.2f} spreads from what the others show at each place and "
             f"{nearest:.2f} spreads from their nearest patches around it: such patches get "
