@@ -1,0 +1,35 @@
+"""Puts the tables of the committed rows into the documents anew: as many of a folder's tables as a document shows.
+
+python bench/results.py
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from threecad.benchmark.layouts import write_tables
+from threecad.benchmark.rows import read_rows
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ("README.md", "docs/results.md")
+SHOWN = re.compile(r"(<!-- tables of (\S+) -->)(.*?)(<!-- end of tables -->)", flags=re.DOTALL)
+
+
+def main() -> None:
+    for name in DOCUMENTS:
+        document = ROOT / name
+        document.write_text(SHOWN.sub(_anew, document.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _anew(shown: re.Match[str]) -> str:
+    """The tables of the folder up to the last one that was shown; all, where that is the table of conditions."""
+    start, folder, before, end = shown.groups()
+    blocks = re.split(r"\n\n(?=\*\*|\| method \|)", write_tables(read_rows([ROOT / folder])).strip())
+    titles = [block.partition("\n")[0] for block in blocks]
+    last = max((index for index, title in enumerate(titles) if title in before), default=len(blocks) - 1)
+    return "\n\n".join([start, *blocks[: last + 1], end])
+
+
+if __name__ == "__main__":
+    main()
