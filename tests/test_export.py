@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import threecad
 from conftest import HEIGHT, WIDTH, need_backends, plate, save
+from threecad.calibrating import calibrate
 from threecad.cli import app
 from threecad.errors import BundleError, DataError, RunError, SettingsError
 from threecad.export import bundling
@@ -266,10 +267,28 @@ def test_good_parts_of_a_run_in_bf16_are_scored_again_in_float32(fitted: Path, d
     assert (good.conditions["precision"], good.conditions["backend"]) == ("float32", "onnx")
     with pytest.raises(BundleError, match="precision was bf16, is float32; give --data ROOT"):
         export_run(run, tmp_path / "another", "onnx")
-    further = rounded | {"parts": {"plate": (*shifted, shifted[0].model_copy(update={"part": "added later"}))}}
-    write_verdicts(run, replace(exact, good=exact.good.model_copy(update=further)))
-    with pytest.raises(BundleError, match=r"not all of them were kept aside by the fit: .*--anew --precision float32"):
-        export_run(run, tmp_path / "another", "onnx", data=data)
+
+
+@pytest.mark.usefixtures("written")
+def test_parts_that_were_calibrated_with_in_bf16_are_scored_again_where_their_pictures_are_given(
+    fitted: Path, data: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(fitted, tmp_path / "run"))
+    later = tmp_path / "later"
+    later.mkdir()
+    save(later / "new.png", plate(900))
+    save(later / "never calibrated with.png", plate(901))
+    calibrate(run, [later / "new.png"])
+    exact = read_verdicts(run)
+    rough = tuple(part.model_copy(update={"score": part.score + 0.1}) for part in exact.good.of("plate"))
+    rounded = {"conditions": {**exact.good.conditions, "precision": "bf16"}, "parts": {"plate": rough}}
+    write_verdicts(run, replace(exact, good=exact.good.model_copy(update=rounded)))
+    with pytest.raises(BundleError, match=rf"1 of {len(rough)} were not kept aside by the fit: give --good FOLDER"):
+        export_run(run, tmp_path / "bundle", "onnx", data=data)
+    export_run(run, tmp_path / "bundle", "onnx", data=data, good=[later])
+    good = read_verdicts(tmp_path / "bundle").good
+    assert [part.part for part in good.of("plate")] == [part.part for part in exact.good.of("plate")]
+    np.testing.assert_allclose(good.scores(), exact.good.scores(), rtol=1e-5)
 
 
 def test_a_fit_that_scores_its_parts_in_closed_form_can_be_exported_where_the_processor_has_bf16(

@@ -28,6 +28,10 @@ def export(
     data: Annotated[
         Path | None, Option(metavar="ROOT", help="Data root of the fit: the proof's parts; drawn ones without.")
     ] = None,
+    good: Annotated[
+        list[Path],
+        Option(metavar="FOLDER", help="Good parts of a calibration, if they are scored again; again for more."),
+    ] = [],  # noqa: B006
     precision: Annotated[str, Option(metavar="P", help="float32, the only one that passes its proof.")] = "float32",
     with_wheels: Annotated[
         bool, Option("--with-wheels", help="Add what a PC without internet has to install; asks the package index.")
@@ -46,6 +50,7 @@ def export(
             out,
             format.value,
             data=data,
+            good=good,
             precision=precision,
             pictures=not no_pictures,
             wheels=with_wheels,

@@ -49,6 +49,7 @@ def export_run(
     backend: Backend,
     *,
     data: Path | None = None,
+    good: Sequence[Path] = (),
     precision: str = "float32",
     pictures: bool = True,
     wheels: bool = False,
@@ -58,6 +59,7 @@ def export_run(
 
     Args:
         data: the data root of the fit, where the pictures of the proof are.
+        good: images and folders of good parts that were calibrated with, if they have to be scored again.
         pictures: let a few of them travel along, so that the proof can be repeated elsewhere.
         wheels: put what has to be installed where there is no internet into `out`/wheels; asks the package index.
         notify: called with a line worth reading.
@@ -78,7 +80,7 @@ def export_run(
     detector, record = load_detector(folder)
     program = capture(copy.deepcopy(detector))  # a predictor moves the original to its device
     trained = predictor_of(detector, record, recorded_framing(folder, record), precision="float32")
-    verdicts = _verdicts(folder, record, trained, data, backend, notify)
+    verdicts = _verdicts(folder, record, trained, data, good, backend, notify)
     with appearing(out) as building, tempfile.TemporaryDirectory() as made:
         bundle, workspace = Bundle(building), Path(made)
         shown = gather_pictures(record, trained, data, workspace)
@@ -107,12 +109,13 @@ def _verdicts(
     record: RunRecord,
     trained: Predictor,
     data: Path | None,
+    further: Sequence[Path],
     backend: Backend,
     notify: Callable[[str], None],
 ) -> Verdicts:
     """The run's budgets, with its good parts as a bundle of this backend scores them."""
     verdicts = folder.read_verdicts()
-    good = scored_as_here(verdicts.good, record, trained, data)
+    good = scored_as_here(verdicts.good, record, trained, data, further)
     if good is not verdicts.good:
         notify("good parts are scored again in float32, as a bundle computes")
     conditions = record.conditions(trained.image_size, trained.precision, backend)
