@@ -29,12 +29,13 @@ How much it counts is told by the good parts, each measured as if it had been le
 Map and score are then
 
     map   = mask · fine distance + 0.3 · ((1 - u) · coarse distance + u · nearest distance)
-    score = max((1 - u) · z(fine distance at the coarsest scale), u · z(nearest distance),
-                u · z(largest value of mask · fine distance))
+    score = max((1 - u) · z(fine distance at the coarsest scale),
+                u · (z(nearest distance) + z(largest value of mask · fine distance)))
 
 with the segmented mask, distances divided by the root of their number of values, the map's parts smoothed, and
 z(x) = (x - mean) / standard deviation of x over good parts. In the score a distance is the mean of its 16 largest
-values. So a part is as odd as the oddest thing about it, and what tells little of these parts has little say.
+values. So a part is as odd as its places say, or what is around them and segmented, whichever is more; what tells
+little of these parts has little say.
 """
 
 from __future__ import annotations
@@ -144,9 +145,9 @@ class Calibration(nn.Module):
         measured = self.measure(comparison)
         unexplained = self.unexplained()
         around = (1 - unexplained) * measured.coarse + unexplained * measured.nearest
-        weights = torch.stack([1 - unexplained, unexplained, unexplained])
-        odd = weights * self.usual_evidence(measured.evidence())
-        score = torch.where(weights > 0, odd, odd[:, :1]).amax(dim=1)  # what has no weight has no say at all
+        unusual, nearest, segmented = self.usual_evidence(measured.evidence()).unbind(dim=1)
+        either = torch.maximum((1 - unexplained) * unusual, unexplained * (nearest + segmented))
+        score = torch.where(unexplained > 0, either, unusual)  # else every part that is less odd than most would have 0
         return Prediction(measured.segmented + COARSE_WEIGHT * around, score)
 
     def unexplained(self) -> Tensor:
