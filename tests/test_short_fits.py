@@ -39,7 +39,7 @@ PACE: dict[str, tuple[int, dict[str, object]]] = {
     "crad": (120, {}),
     "draem": (160, {"learning_rate": 2e-3}),
     "destseg": (200, {}),
-    "realnet": (200, {"learning_rate": 1e-3, "width_ratio": 0.125, "standardised": True}),
+    "realnet": (200, {"learning_rate": 1e-3, "width_ratio": 0.125, "standardised": True, "prior": 0.05}),
 }
 """Steps and settings of the methods for which 40 steps at the paper's rate are no beginning yet.
 

@@ -12,7 +12,15 @@ from PIL import Image
 
 from threecad.detector import Steps
 from threecad.fit_plan import plan_fit
-from threecad.methods.realnet import RealNet, RealNetConfig, ResidualSelection, UNet, selection_error, smallest
+from threecad.methods.realnet import (
+    Discriminator,
+    RealNet,
+    RealNetConfig,
+    ResidualSelection,
+    UNet,
+    selection_error,
+    smallest,
+)
 from threecad.records import Batch
 from threecad.settings import TrainingSettings
 from threecad.synthesis.textures import ProceduralTextures
@@ -183,3 +191,18 @@ def test_standardised_features_have_mean_0_and_spread_1_over_the_good_parts() ->
         for features in detector._backbone(images):
             torch.testing.assert_close(features.mean(dim=(0, 2, 3)), torch.zeros(features.shape[1]), rtol=0, atol=1e-4)
             assert features.std(dim=(0, 2, 3)).median() == pytest.approx(1, abs=0.02)
+
+
+def test_a_discriminator_expects_few_anomalies_before_it_has_learnt_anything() -> None:
+    torch.manual_seed(0)
+    discriminator = Discriminator(12, prior=0.05)
+    torch.testing.assert_close(discriminator.head.bias.softmax(dim=0), torch.tensor([0.95, 0.05]))
+    residuals = torch.rand(2, 12, 8, 8)
+    few = torch.zeros(2, 16, 16, dtype=torch.long)
+    few[:, :4, :4] = 1  # a sixteenth
+    assert F.cross_entropy(discriminator(residuals), few) < 0.35  # 0.69 where both are expected alike
+    assert RealNetConfig().prior is None
+
+
+def test_the_quick_preset_starts_from_a_prior() -> None:
+    assert RealNet.quick.method["prior"] == 0.05

@@ -31,6 +31,9 @@ Differences
     ours, off in the `paper` preset
       - `standardised`: features of EfficientNet-Lite0 have spreads of 3 to 8, which U-Nets that start with zeros do not
         reach in minutes. A statistics phase beforehand brings each channel to mean 0 and spread 1 over the good images.
+      - `prior`: most pixels are normal, and at a high rate the first steps learn nothing else: they can push all four
+        channels before the last layer below 0, where their ReLU passes no gradient ever after. So the last layer's bias
+        starts at the logarithms of the shares.
 """
 
 from __future__ import annotations
@@ -91,6 +94,10 @@ class RealNetConfig(BackboneConfig):
     standardised: bool = False
     """Bring each channel to mean 0 and spread 1 over the good parts first (ours, not the paper's)."""
 
+    prior: float | None = Field(default=None, gt=0, lt=1)
+    """Share of anomalous pixels that the discriminator expects before it has learnt anything (ours); unset: whatever
+    its random weights say."""
+
     learning_rate: float = Field(default=1e-4, gt=0)
     """Adam's rate."""
 
@@ -115,7 +122,7 @@ class RealNet(Detector):
     Config = RealNetConfig
     batch = 16
     quick = Preset(
-        method={"width_ratio": 0.125, "standardised": True, "learning_rate": 1e-3},
+        method={"width_ratio": 0.125, "standardised": True, "learning_rate": 1e-3, "prior": 0.05},
         training={"steps": 300, "batch": 8, "schedule": "one_cycle"},
     )
     config: RealNetConfig
@@ -129,7 +136,7 @@ class RealNet(Detector):
         self.unets = nn.ModuleList(UNet(channels, _unet_width(channels, config.width_ratio)) for channels in kept)
         picked = max(1, round(PICKED * sum(kept)))
         self.residual_selection = ResidualSelection(sum(kept), picked)
-        self.discriminator = Discriminator(2 * picked)
+        self.discriminator = Discriminator(2 * picked, config.prior)
 
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = the discriminator's softmax; score = its maximum after 16×16 average pooling."""
@@ -289,7 +296,7 @@ class ResidualSelection(nn.Module):
 class Discriminator(nn.Module):
     """Residuals (B, C, h, w) to logits (B, 2, 2h, 2w)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, prior: float | None = None) -> None:
         super().__init__()
         self.units = nn.ModuleList(
             nn.Sequential(
@@ -315,6 +322,8 @@ class Discriminator(nn.Module):
             nn.ReLU(inplace=True),
         )
         self.head = nn.Conv2d(4, 2, 3, padding=1)
+        if prior is not None:
+            self.head.bias = nn.Parameter(torch.tensor([1 - prior, prior]).log())
 
     def forward(self, residuals: Tensor) -> Tensor:
         for unit in self.units:
