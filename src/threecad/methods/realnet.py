@@ -32,8 +32,8 @@ Differences
       - `standardised`: features of EfficientNet-Lite0 have spreads of 3 to 8, which U-Nets that start with zeros do not
         reach in minutes. A statistics phase beforehand brings each channel to mean 0 and spread 1 over the good images.
       - `prior`: most pixels are normal, and at a high rate the first steps learn nothing else: they can push all four
-        channels before the last layer below 0, where their ReLU passes no gradient ever after. So the last layer's bias
-        starts at the logarithms of the shares.
+        channels before the last layer below 0, where their ReLU passes no gradient ever after. So the last layer starts
+        with weights of 0, and with the logarithms of the shares as its bias.
 """
 
 from __future__ import annotations
@@ -323,6 +323,7 @@ class Discriminator(nn.Module):
         )
         self.head = nn.Conv2d(4, 2, 3, padding=1)
         if prior is not None:
+            nn.init.zeros_(self.head.weight)
             self.head.bias = nn.Parameter(torch.tensor([1 - prior, prior]).log())
 
     def forward(self, residuals: Tensor) -> Tensor:
