@@ -116,6 +116,11 @@ def test_the_packages_transformer_sees_what_its_own_onnx_network_sees(cache: Pat
     torch.testing.assert_close(found.detach(), torch.from_numpy(expected), rtol=1e-3, atol=1e-3)
 
 
+def test_a_package_of_unknown_training_is_never_taken_for_published_weights() -> None:
+    with pytest.raises(WeightsError, match="no weights for backbone 'vit_small_patch14_dinov2'"):
+        find_weights(EMBEDDED_TRANSFORMER, "imagenet")
+
+
 def test_only_two_backbones_have_embedded_weights() -> None:
     names = f"'{EMBEDDED_BACKBONE}' and '{EMBEDDED_TRANSFORMER}'"
     with pytest.raises(WeightsError, match=f"only {names} .* found backbone 'resnet10t.c3_in1k'"):

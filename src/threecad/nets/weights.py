@@ -23,6 +23,7 @@ from threecad.cache import cache_folder
 from threecad.errors import FileError, WeightsError, did_you_mean
 from threecad.files import file_sha256, replacing, write_json
 from threecad.nets.shipped_weights import SHIPPED
+from threecad.settings import EMBEDDED_BACKBONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ def fetch_weights(tag: str) -> WeightFile:
     import timm
     from huggingface_hub import hf_hub_download
 
-    if tag in SHIPPED:
+    if tag == EMBEDDED_BACKBONE:
         return _embedded(tag)
     config = timm.get_pretrained_cfg(tag) if tag in timm.list_pretrained() else None
     if config is None or not config.hf_hub_id:
@@ -145,11 +146,11 @@ def cached_weights() -> dict[str, WeightFile]:
 
 
 def _imagenet(tag: str) -> WeightFile:
-    """The cache's weights of `tag`, or those that a package carries."""
+    """The cache's weights of `tag`; those of the embedded backbone come with the installation."""
     cached = cached_weights().get(tag)
     if cached is not None:
         return cached
-    if tag in SHIPPED:
+    if tag == EMBEDDED_BACKBONE:
         return _embedded(tag)
     raise WeightsError(
         f"no weights for backbone '{tag}' in {cache_folder('weights')}; nothing is downloaded unasked.\n"
