@@ -150,9 +150,7 @@ def test_a_part_is_as_odd_as_its_places_say_or_what_is_around_them_and_u_says_wh
     unusual, nearest, segmented = ((evidence - evidence.mean(dim=0)) / evidence.std(dim=0, correction=0)).unbind(dim=1)
     assert made.unexplained() == 0  # until it is learnt: positions tell all
     torch.testing.assert_close(made(seen).score, unusual, rtol=1e-4, atol=1e-4)
-    made.usual_squares.mean.copy_(
-        torch.tensor([4.0, 1.0])
-    )  # patches around explain three quarters of what positions leave
+    made.usual_squares.mean.copy_(torch.tensor([4.0, 1.0]))  # patches around explain three quarters
     found = made(seen)
     expected = torch.maximum(unusual / 4, 3 * (nearest + segmented) / 4)
     assert (expected == unusual / 4).any() and (expected > unusual / 4).any()

@@ -198,6 +198,7 @@ def test_a_discriminator_expects_few_anomalies_before_it_has_learnt_anything() -
     discriminator = Discriminator(12, prior=0.05)
     torch.testing.assert_close(discriminator.head.bias.softmax(dim=0), torch.tensor([0.95, 0.05]))
     residuals = torch.rand(2, 12, 8, 8)
+    torch.testing.assert_close(discriminator(residuals).softmax(dim=1)[:, 1], torch.full((2, 16, 16), 0.05))
     few = torch.zeros(2, 16, 16, dtype=torch.long)
     few[:, :4, :4] = 1  # a sixteenth
     assert F.cross_entropy(discriminator(residuals), few) < 0.35  # 0.69 where both are expected alike
