@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from threecad.data.catalog import DATASETS, recognise
+from threecad.data.catalog import DATASETS, KnownDataset, recognise
 from threecad.data.duplicates import groups_alike
 from threecad.data.findings import Finding, Severity
-from threecad.data.folders import Problem, folders_in
+from threecad.data.folders import Problem, enumerate_names, folders_in
 from threecad.data.inspection import Checks, Seen, inspect
 from threecad.data.readers import Category, list_categories, scan_category
 from threecad.errors import DataError
@@ -37,6 +37,8 @@ def audit(
     names = list_categories(root)
     dataset = recognise(names)
     yield from _other_folders(root, names)
+    if dataset and names != [root.resolve().name]:
+        yield from _absent(root, names, DATASETS[dataset])
     for name in names:
         try:
             category, problems = scan_category(root, name)
@@ -192,6 +194,14 @@ def _other_folders(root: Path, names: Sequence[str]) -> Iterator[Finding]:
         if name not in names and inside:
             what = f"expected the layout of '{names[0]}', found {', '.join(sorted(inside))} laid out otherwise"
             yield Finding(Severity.WARNING, folder, what)
+
+
+def _absent(root: Path, names: Sequence[str], dataset: KnownDataset) -> Iterator[Finding]:
+    """One finding about a part of a published set: a mean over its categories is not the one in papers."""
+    absent = [known.name for known in dataset.categories if not {known.name, known.abbreviation} & set(names)]
+    if absent:
+        what = f"expected {len(dataset.categories)} categories as in {dataset.title}, found {len(names)}"
+        yield Finding(Severity.NOTE, root, f"{what}; not here: {enumerate_names(absent)}")
 
 
 def _differences(category: Category, dataset: str) -> Iterator[Finding]:
