@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from conftest import plate, save
+from engine_tasks import PLAN
 from threecad.benchmark.keys import code_version, with_keys
 from threecad.benchmark.plan import Job, packaged_plans, read_plan
 from threecad.benchmark.rows import read_rows
@@ -22,21 +23,6 @@ from threecad.data.catalog import DATASETS
 from threecad.data.readers import list_categories
 from threecad.engines import Ended, attempt
 from threecad.errors import DataError, RunError, SettingsError, ThreeCADError
-
-PLAN = """
-data = "{data}"
-methods = ["padim"]
-seeds = [0, 1]
-backbone = "resnet10t.c3_in1k"
-
-[settings.method]
-weights = "random"
-image_size = 64
-features = 12
-
-[settings.training]
-precision = "float32"
-"""
 
 
 def write_plan(folder: Path, data: Path, text: str = PLAN) -> Path:

@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
+from good_parts import of_scores, parts
 from threecad.verdicts import (
     AREAS_PX,
     GoodLooks,
@@ -21,19 +22,6 @@ from threecad.verdicts import (
     regions,
     scores_plot,
 )
-
-FLAT = (0.0,) * len(AREAS_PX)
-
-
-def parts(scores: list[float] | np.ndarray, lot: str | None = None) -> tuple[GoodPart, ...]:
-    return tuple(
-        GoodPart(part=f"{lot}{index}", lot=lot, score=score, peaks=(score,) * len(AREAS_PX))
-        for index, score in enumerate(scores)
-    )
-
-
-def of_scores(scores: list[float] | np.ndarray, **settings: float | str) -> Verdicts:
-    return Verdicts(GoodScores(parts={"plate": parts(scores)}), VerdictSettings.of(dict(settings)))
 
 
 def test_regions_have_box_area_and_peak_and_the_highest_comes_first() -> None:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
+from good_parts import FLAT, of_scores, parts
 from threecad.errors import DataError, RunError, SettingsError
 from threecad.verdicts import (
-    AREAS_PX,
     Budget,
     GoodLooks,
     GoodPart,
@@ -29,19 +29,6 @@ from threecad.verdicts import (
     read_verdict,
     smallest_share,
 )
-
-FLAT = (0.0,) * len(AREAS_PX)
-
-
-def parts(scores: list[float] | np.ndarray, lot: str | None = None) -> tuple[GoodPart, ...]:
-    return tuple(
-        GoodPart(part=f"{lot}{index}", lot=lot, score=score, peaks=(score,) * len(AREAS_PX))
-        for index, score in enumerate(scores)
-    )
-
-
-def of_scores(scores: list[float] | np.ndarray, **settings: float | str) -> Verdicts:
-    return Verdicts(GoodScores(parts={"plate": parts(scores)}), VerdictSettings.of(dict(settings)))
 
 
 def test_scores_above_the_thresholds_are_set_aside_or_rejected_with_a_reason() -> None:
