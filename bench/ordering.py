@@ -1,0 +1,44 @@
+"""Whether methods rank on some parts as they do in the paper: Kendall's τ with its means over 3CAD (Tables 3 and 4).
+
+    python bench/ordering.py FOLDER
+
+τ is 1 for the same order, 0 for none of it, -1 for the reverse; the methods of both are compared.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+
+from scipy.stats import kendalltau
+
+from threecad.benchmark.paper import MEAN, scores_on_3cad
+from threecad.benchmark.rows import Row, read_rows
+
+METRICS = {"i_auroc": "I-AUROC", "p_auroc": "P-AUROC", "p_pro_per_image": "P-PRO per image", "p_ap": "AP"}
+
+
+def main() -> None:
+    rows = read_rows([Path(sys.argv[1])])
+    categories = sorted({row.category for row in rows})
+    print(f"| metric | methods | {' | '.join(categories)} | mean |")
+    print("| --- | ---: |" + " ---: |" * (len(categories) + 1))
+    for metric, title in METRICS.items():
+        printed = {method: of for (method, *of_what), of in scores_on_3cad().items() if of_what == [MEAN, metric]}
+        taken = [row for row in rows if row.method in printed]
+        cells = [agreement([row for row in taken if row.category == name], metric, printed) for name in categories]
+        cells.append(agreement(taken, metric, printed))
+        print(f"| {title} | {len({row.method for row in taken})} | {' | '.join(f'{cell:.2f}' for cell in cells)} |")
+
+
+def agreement(rows: Sequence[Row], metric: str, printed: Mapping[str, float]) -> float:
+    """τ of the printed values with each method's mean over the rows."""
+    methods = sorted({row.method for row in rows})
+    means = [mean(row.scores[metric] for row in rows if row.method == method) for method in methods]
+    return float(kendalltau(means, [printed[method] for method in methods]).statistic)
+
+
+if __name__ == "__main__":
+    main()
