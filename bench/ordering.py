@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -21,16 +21,21 @@ METRICS = {"i_auroc": "I-AUROC", "p_auroc": "P-AUROC", "p_pro_per_image": "P-PRO
 
 
 def main() -> None:
-    rows = read_rows([Path(sys.argv[1])])
+    print("\n".join(table(Path(sys.argv[1]))))
+
+
+def table(folder: Path) -> Iterator[str]:
+    """τ a metric and set, then of the means over all sets, in Markdown."""
+    rows = read_rows([folder])
     categories = sorted({row.category for row in rows})
-    print(f"| metric | methods | {' | '.join(categories)} | mean |")
-    print("| --- | ---: |" + " ---: |" * (len(categories) + 1))
+    yield f"| metric | methods | {' | '.join(categories)} | mean |"
+    yield "| --- | ---: |" + " ---: |" * (len(categories) + 1)
     for metric, title in METRICS.items():
         printed = {method: of for (method, *of_what), of in scores_on_3cad().items() if of_what == [MEAN, metric]}
         taken = [row for row in rows if row.method in printed]
         cells = [agreement([row for row in taken if row.category == name], metric, printed) for name in categories]
         cells.append(agreement(taken, metric, printed))
-        print(f"| {title} | {len({row.method for row in taken})} | {' | '.join(f'{cell:.2f}' for cell in cells)} |")
+        yield f"| {title} | {len({row.method for row in taken})} | {' | '.join(f'{cell:.2f}' for cell in cells)} |"
 
 
 def agreement(rows: Sequence[Row], metric: str, printed: Mapping[str, float]) -> float:

@@ -69,6 +69,13 @@ def test_results_are_what_the_tool_prints_of_the_committed_rows(document: str) -
         assert tables.strip() and tables.strip() in write_tables(read_rows([ROOT / folder])), folder
 
 
+def test_the_order_of_methods_is_compared_on_the_committed_rows() -> None:
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    folder, shown = re.findall(r"<!-- python bench/ordering.py (\S+) -->\n\n(.*?)\n\n", text, flags=re.DOTALL)[0]
+    table = runpy.run_path(str(ROOT / "bench" / "ordering.py"))["table"]
+    assert shown.splitlines() == list(table(ROOT / folder))
+
+
 def test_tables_that_a_script_has_printed_have_its_headers() -> None:
     shown = [
         (script, tables)
