@@ -89,7 +89,7 @@ class DRAEM(Detector):
     batch = 8
     quick = Preset(
         method={
-            "image_size": 128,
+            "pixels": 128 * 128,
             "reconstruction_widths": (16, 32, 64, 128, 128),
             "discriminator_widths": (16, 32, 64, 128, 128, 128),
             "learning_rate": 2e-3,

@@ -95,7 +95,6 @@ class SimpleNet(Detector):
     batch = 8
     quick = Preset(
         method={
-            "image_size": (256, 256),
             "standardised": True,
             "noise": 0.3,
             "adaptor_rate": 5e-4,
