@@ -14,7 +14,7 @@ from statistics import mean
 
 from scipy.stats import kendalltau
 
-from threecad.benchmark.paper import MEAN, scores_on_3cad
+from threecad.benchmark.paper import means
 from threecad.benchmark.rows import Row, read_rows
 
 METRICS = {"i_auroc": "I-AUROC", "p_auroc": "P-AUROC", "p_pro_per_image": "P-PRO per image", "p_ap": "AP"}
@@ -31,7 +31,7 @@ def table(folder: Path) -> Iterator[str]:
     yield f"| metric | methods | {' | '.join(categories)} | mean |"
     yield "| --- | ---: |" + " ---: |" * (len(categories) + 1)
     for metric, title in METRICS.items():
-        printed = {method: of for (method, *of_what), of in scores_on_3cad().items() if of_what == [MEAN, metric]}
+        printed = {method: score for (data, method, name), score in means().items() if (data, name) == ("3cad", metric)}
         taken = [row for row in rows if row.method in printed]
         cells = [agreement([row for row in taken if row.category == name], metric, printed) for name in categories]
         cells.append(agreement(taken, metric, printed))
@@ -41,8 +41,8 @@ def table(folder: Path) -> Iterator[str]:
 def agreement(rows: Sequence[Row], metric: str, printed: Mapping[str, float]) -> float:
     """τ of the printed values with each method's mean over the rows."""
     methods = sorted({row.method for row in rows})
-    means = [mean(row.scores[metric] for row in rows if row.method == method) for method in methods]
-    return float(kendalltau(means, [printed[method] for method in methods]).statistic)
+    found = [mean(row.scores[metric] for row in rows if row.method == method) for method in methods]
+    return float(kendalltau(found, [printed[method] for method in methods]).statistic)
 
 
 if __name__ == "__main__":

@@ -202,7 +202,7 @@ def test_visa_is_read_by_its_list_and_masks_that_look_black_are_defects(visa):
 
 
 def test_objects_of_a_list_that_are_not_there_are_named(visa):
-    found = [str(finding.what) for finding in audit(visa) if finding.path == visa]
+    found = [finding.what for finding in audit(visa) if finding.path == visa]
     assert found == [
         "expected 12 categories as in VisA, found 1; not here: capsules, cashew, chewinggum, fryum, macaroni1, "
         "macaroni2, pcb1, pcb2 and 3 more"

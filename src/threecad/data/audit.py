@@ -37,7 +37,7 @@ def audit(
     names = list_categories(root)
     dataset = recognise(names)
     yield from _other_folders(root, names)
-    if dataset and names != [root.resolve().name]:
+    if dataset and names != [root.resolve().name]:  # else `root` is one category, asked for by itself
         yield from _absent(root, names, DATASETS[dataset])
     for name in names:
         try:
