@@ -271,3 +271,11 @@ def test_rows_of_a_sheet_are_as_high_as_its_parts_are() -> None:
     sheet = compose({"PaDiM": {"plate/0": flat, "plate/1": flat}})
     assert sheet.width == MARGIN + 2 * (PANEL + GAP)
     assert sheet.height < 3 * PANEL / 2
+
+
+def test_a_sheet_shows_parts_in_their_own_shape_whatever_shape_the_network_sees() -> None:
+    seen = {"image": np.full((64, 64, 3), 90, np.uint8), "map": np.eye(64, dtype=np.float32)}
+    wide = {**seen, "size": np.array([460, 1130])}
+    drawn = np.asarray(compose({"UniAD": {"screw/0": wide}}))[:PANEL, MARGIN : MARGIN + PANEL]
+    rows, columns = ((drawn == 90).all(axis=2).sum(axis=axis).max() for axis in (0, 1))
+    assert columns == PANEL and rows == round(PANEL * 460 / 1130)

@@ -30,7 +30,8 @@ MOST = 8
 FROM_CATEGORY = 4
 """Defective test images of each category that may stand on a sheet."""
 
-Maps = dict[str, dict[str, np.ndarray]]  # by part (CATEGORY/PLACE), then `image`, `mask` if there is one, and `map`
+Maps = dict[str, dict[str, np.ndarray]]
+"""By part (CATEGORY/PLACE): `image` as the network saw it, `size` of the picture, `mask` if there is one, `map`."""
 
 
 class SheetParts:
@@ -54,7 +55,11 @@ class SheetParts:
         """Keep the image, its mask and its map, if it is one of the few."""
         place = self.chosen.get(seen.sample.image)
         if place is not None:
-            self.maps[place] = {"image": np.array(seen.pixels), "map": np.array(seen.found.anomaly_map, np.float32)}
+            self.maps[place] = {
+                "image": np.array(seen.pixels),
+                "size": np.array(seen.found.size),
+                "map": np.array(seen.found.anomaly_map, np.float32),
+            }
             if seen.sample.mask is not None:
                 self.maps[place]["mask"] = np.array(seen.mask, np.uint8)
 
@@ -74,7 +79,7 @@ def compose(rows: Mapping[str, Maps]) -> Image.Image:
     for title, maps in rows.items():
         scale = Scale.of_map(np.concatenate([maps[part]["map"].ravel() for part in parts]))
         panels.append((title, [colour(maps[part]["map"], scale) for part in parts]))
-    shapes = [_fitted(*first[part]["image"].shape[:2]) for part in parts]  # the part's own; a mask may be squashed
+    shapes = [_fitted(*first[part].get("size", first[part]["image"].shape)[:2]) for part in parts]  # not squashed
     box = max(width for width, _ in shapes), max(3 * TEXT, *(height for _, height in shapes))
     font, small = ImageFont.load_default(TEXT), ImageFont.load_default(TEXT * 2 // 3)
     margin = max(MARGIN, *(round(_width(title, font)) + 3 * GAP for title, _ in panels))
