@@ -79,7 +79,7 @@ def compose(rows: Mapping[str, Maps]) -> Image.Image:
     for title, maps in rows.items():
         scale = Scale.of_map(np.concatenate([maps[part]["map"].ravel() for part in parts]))
         panels.append((title, [colour(maps[part]["map"], scale) for part in parts]))
-    shapes = [_fitted(*first[part].get("size", first[part]["image"].shape)[:2]) for part in parts]  # not squashed
+    shapes = [_fitted(*_size(first[part])) for part in parts]
     box = max(width for width, _ in shapes), max(3 * TEXT, *(height for _, height in shapes))
     font, small = ImageFont.load_default(TEXT), ImageFont.load_default(TEXT * 2 // 3)
     margin = max(MARGIN, *(round(_width(title, font)) + 3 * GAP for title, _ in panels))
@@ -108,6 +108,12 @@ def _parts(rows: Mapping[str, Maps]) -> list[str]:
     turns = max(map(len, by_category.values()))
     in_turn = [parts[turn] for turn in range(turns) for parts in by_category.values() if turn < len(parts)]
     return sorted(in_turn[:MOST])
+
+
+def _size(part: Mapping[str, np.ndarray]) -> tuple[int, int]:
+    """Height and width of the picture itself; of what the network saw where an older benchmark has kept no more."""
+    height, width = part.get("size", part["image"].shape[:2])
+    return int(height), int(width)
 
 
 def _fitted(height: int, width: int) -> tuple[int, int]:
