@@ -39,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     bundle, predictor = Bundle(options.bundle), load(options.bundle)
     files = sorted(path for path in bundle.pictures.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    frames = np.concatenate([predictor.view.frames(read_image(path, **predictor.decoding)) for path in files])
+    frames = np.concatenate([predictor.view.frames(read_image(path, **predictor.decoding)).pixels for path in files])
     images = unit_range(frames, predictor.image_size)
     openvino = import_openvino()
     original = bundle.path / bundle.read_record().model

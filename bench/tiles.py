@@ -133,7 +133,7 @@ def recall(predictor: Predictor, test: tuple[Sample, ...]) -> tuple[str, ...]:
     """How many defects there are and are found, likewise small ones, and how many good parts have a pixel above."""
     threshold = predictor.verdicts.limits().region.threshold
     found, small, above, good = [], [], 0, 0
-    pictures = ((predictor.view.frames(pixels), pixels.shape[:2]) for pixels in (read_image(s.image) for s in test))
+    pictures = (predictor.view.frames(read_image(sample.image)) for sample in test)
     for sample, seen in zip(test, predictor.inspect(pictures), strict=True):
         if not sample.is_defect:
             above, good = above + bool(seen.anomaly_map.max() > threshold), good + 1

@@ -315,10 +315,11 @@ def test_a_fit_that_scores_its_parts_in_closed_form_can_be_exported_where_the_pr
     [
         {"tiles": (1, 2)},
         {"roi": "roi.png"},
+        {"registration": True, "holdout": 0.25},
         pytest.param({"tiles": (1, 2), "each": True}, marks=pytest.mark.slow),
     ],
 )
-def test_a_bundle_sees_tiles_and_the_region_of_interest_as_its_run_does(
+def test_a_bundle_sees_tiles_the_region_of_interest_and_the_golden_part_as_its_run_does(
     setting: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
     if "roi" in setting:

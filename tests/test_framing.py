@@ -46,7 +46,7 @@ def test_what_a_tile_shows_comes_back_at_its_place_and_size() -> None:
     """A network whose map is the picture's red channel gives the red channel back, whatever the tiles."""
     pixels = np.random.default_rng(0).integers(0, 255, (64, 160, 3), dtype=np.uint8)
     framing = Framing((64, 64), tiles=Tiles(grid=(1, 3), overlap=0.25, whole=False))
-    frames = framing.frames(pixels)
+    frames = framing.frames(pixels).pixels
     assert frames.shape == (3, 64, 64, 3)
     joined = framing.join([frame[..., 0].astype(np.float32) for frame in frames], (64, 160))
     np.testing.assert_allclose(joined, pixels[..., 0], atol=1e-3)
@@ -54,7 +54,7 @@ def test_what_a_tile_shows_comes_back_at_its_place_and_size() -> None:
 
 def test_the_whole_goes_through_too_and_the_higher_of_both_counts() -> None:
     framing = Framing((32, 32), tiles=Tiles(grid=(2, 2)))
-    frames = framing.frames(np.zeros((64, 64, 3), np.uint8))
+    frames = framing.frames(np.zeros((64, 64, 3), np.uint8)).pixels
     assert len(frames) == 5
     maps = [np.full((32, 32), value, np.float32) for value in (1, 1, 1, 1, 0.5)]
     assert framing.join(maps, (64, 64)).max() == framing.join(maps, (64, 64)).min() == 1
@@ -65,7 +65,7 @@ def test_the_whole_goes_through_too_and_the_higher_of_both_counts() -> None:
 def test_without_tiles_and_region_the_picture_is_one_frame() -> None:
     framing = Framing((32, 48))
     assert framing.is_plain
-    assert framing.frames(np.zeros((64, 96, 3), np.uint8)).shape == (1, 32, 48, 3)
+    assert framing.frames(np.zeros((64, 96, 3), np.uint8)).pixels.shape == (1, 32, 48, 3)
     found = np.random.default_rng(0).random((32, 48), np.float32)
     assert np.array_equal(framing.join([found], (64, 96), target=(32, 48)), found)
 
@@ -77,8 +77,8 @@ def test_what_lies_outside_the_region_does_not_reach_the_network_and_has_no_map(
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     other = pixels.copy()
     other[:, 32:] = 255
-    assert np.array_equal(framing.frames(pixels), framing.frames(other))
-    assert (framing.frames(pixels)[0, :, 32:] == (10, 20, 30)).all()
+    assert np.array_equal(framing.frames(pixels).pixels, framing.frames(other).pixels)
+    assert (framing.frames(pixels).pixels[0, :, 32:] == (10, 20, 30)).all()
     found = np.full((64, 64), 2, np.float32)
     found[:, 32:] = 99
     assert framing.join([found], (64, 64)).max() == 2

@@ -179,6 +179,6 @@ def _good_parts(
             notify(f"{image.source.path}: {image.doubt}; from now on, images like it pass for pictures of parts")
         if not math.isfinite(found.score):
             raise DataError(f"{image.source.path}: expected a finite score, found {found.score}; the run is damaged")
-        yield GoodPart.seen(part, found.score, found.anomaly_map, lot, image.size), look(image.whole)
+        yield GoodPart.seen(part, found.score, found.anomaly_map, lot, found.size), look(image.whole)
         if progress:
             progress(done, len(images))

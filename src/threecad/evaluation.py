@@ -17,10 +17,11 @@ import numpy as np
 
 from threecad.checkpoint import load_detector
 from threecad.data.hashes import Progress, content_hashes
-from threecad.data.loading import load_frames, load_masks
+from threecad.data.loading import load_frames, load_masks, load_offsets
 from threecad.data.readers import Category, fingerprint, list_categories, read_category
 from threecad.errors import DataError, FileError, MetricError
 from threecad.files import write_json
+from threecad.framing import Frames
 from threecad.images import image_size, limit_of
 from threecad.inference import predictor_of, recorded_framing
 from threecad.methods import METHODS
@@ -162,17 +163,19 @@ def evaluate(
         )
     frames = load_frames(test, predictor.view, decoding=predictor.decoding)
     sizes = [image_size(sample.image, **limit_of(predictor.decoding)) for sample in test]
+    offsets = load_offsets(test, predictor.view, predictor.decoding)
     masks = load_masks(test, size, decoding=predictor.decoding)
     labels = np.array([sample.is_defect for sample in test])
     vanished = labels & ~masks.reshape(len(masks), -1).any(axis=1) & category.has_masks
 
     scores = np.empty(len(test))
     with _MapsOnDisk(len(test), size) as maps:
-        for index, found in enumerate(predictor.inspect(zip(frames, sizes, strict=True))):
+        for index, found in enumerate(predictor.inspect(map(Frames, frames, sizes, offsets))):
             scores[index] = found.score
             maps[index] = found.at(size)
             if on_image:
-                on_image(Seen(test[index], frames[index, -1], found, masks[index]))
+                shown = predictor.view.shown(frames[index, -1], found.offset)
+                on_image(Seen(test[index], shown, found, masks[index]))
             if progress:
                 progress(index + 1, len(test))
         by_image: dict[str, Any] = dict.fromkeys(IMAGE_METRICS)

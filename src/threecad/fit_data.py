@@ -19,6 +19,7 @@ from threecad.framing import Framing, Tiles
 from threecad.images import Decoding, decoding_of, image_size, limit_of
 from threecad.methods import METHODS
 from threecad.records import Sample
+from threecad.registration import FEWEST, NOWHERE_ELSE, PARTS, GoldenPart, Offset, register
 from threecad.settings import Settings
 from threecad.verdicts import FEWEST_PARTS, Budget, VerdictSettings, image_name, parts_needed
 
@@ -83,6 +84,13 @@ class FitData:
         rows = (wanted[:, None] * count + np.arange(count)).ravel()
         return Rows(pack.reshape(-1, *pack.shape[2:]), rows, framing.inside(self.sizes[0]), count)
 
+    def offsets(self, samples: Sequence[Sample], framing: Framing) -> list[Offset]:
+        """How far the parts of some of the good images lie off the golden one."""
+        if framing.golden is None:
+            return [NOWHERE_ELSE] * len(samples)
+        pictures = self.pixels(samples, Framing(framing.golden.size), None)
+        return [framing.golden.offset(pixels) for pixels in pictures]
+
     def without_fold(self, fold: int) -> tuple[list[Sample], list[Sample]]:
         """The good images of all folds but one, and those of that one."""
         inside = [self.known[sample.image].fold == fold for sample in self.every]
@@ -140,16 +148,45 @@ def read_fit_data(
     return FitData(categories, learnt, held_out, prints, found, scoring, sizes, decoding)
 
 
-def framing_of(settings: Settings, data: FitData) -> Framing:
+def golden_part_of(
+    settings: Settings, data: FitData, progress: Progress | None = None
+) -> tuple[GoldenPart | None, list[str]]:
+    """The golden part that parts are to be laid upon, None where they stay where they lie, and why, a sentence.
+
+    Raises:
+        DataError: it was asked for, with too few good parts or several categories.
+    """
+    asked = settings.data.registration
+    if not asked:
+        return None, []
+    several = len(data.categories) > 1
+    if several or len(data.learnt) < FEWEST:
+        if asked == "auto":
+            return None, []
+        there = f"{len(data.categories)} categories" if several else f"{len(data.learnt)} good images"
+        raise DataError(
+            f"setting 'data.registration': expected one category with at least {FEWEST} good images to learn from, "
+            f"found {there}"
+        )
+    pictures = data.pixels(data.learnt, Framing(settings.method.image_size), progress)
+    found = register(pictures[np.linspace(0, len(pictures) - 1, min(len(pictures), PARTS)).astype(int)])
+    share = f"{100 * max(found.share, 0):.0f} %"
+    if asked == "auto" and not found.is_worthwhile:
+        return None, [f"parts are compared as they lie: laid upon each other they would differ by {share} less"]
+    height, width = (f"{100 * reach:.1f} %" for reach in found.golden.reach)
+    return found.golden, [
+        f"parts are laid upon a golden part, on which good ones differ by {share} less; "
+        f"they are looked for up to {height} of the height and {width} of the width off it"
+    ]
+
+
+def framing_of(settings: Settings, data: FitData, golden: GoldenPart | None = None) -> Framing:
     """What of a part the network is to see, by the settings' region of interest and tiles.
 
     Raises:
         DataError: a region that covers nothing or is not the images' size, tiles larger than an image.
     """
     chosen, size = settings.data, settings.method.image_size
-    tiles = Tiles.of(chosen.model_dump())
-    if tiles is not None:
-        tiles.boxes(data.sizes[0])  # tiles that are too large are refused here
     region = None
     if chosen.roi is not None:
         region = read_region(chosen.roi, data.decoding)
@@ -159,7 +196,9 @@ def framing_of(settings: Settings, data: FitData) -> Framing:
             except DataError as error:
                 raise DataError(f"{sample.image}: {error}") from None
         region = replace(region, fill=mean_colour(data.learnt, region, size, data.decoding))
-    return Framing(size, region, tiles)
+    framing = Framing(size, region, Tiles.of(chosen.model_dump()), golden)
+    framing.boxes(data.sizes[0])  # tiles that are too large are refused here
+    return framing
 
 
 def _know(category: Category, hashes: Mapping[Path, str], settings: Settings) -> dict[Path, GoodImage]:

@@ -18,7 +18,7 @@ from threecad.data.loading import Rows
 from threecad.detector import Detector
 from threecad.devices import best_device, hardware, resolve_precision
 from threecad.files import as_text, file_sha256
-from threecad.fit_data import FitData, framing_of, listed_exclusions, read_fit_data
+from threecad.fit_data import FitData, framing_of, golden_part_of, listed_exclusions, read_fit_data
 from threecad.fit_plan import FitPlan, plan_fit
 from threecad.framing import Framing
 from threecad.images import write_png
@@ -82,7 +82,11 @@ def fit(
     shape = found.shape(notify) if requested.method.image_size == AUTO else (1.0, 1.0)
     size = size_on_grid(shape, requested.method.pixels, requested.method.grid)
     resolved = settle_sizes(requested, size)
-    framing = framing_of(resolved, found)
+    golden, why = golden_part_of(resolved, found, progress)
+    resolved = resolved.model_copy(
+        update={"data": resolved.data.model_copy(update={"registration": golden is not None})}
+    )
+    framing = framing_of(resolved, found, golden)
     frames = len(found.learnt) * len(framing.boxes(found.sizes[0]))
     resolved = resolved.model_copy(update={"method": resolved.method.for_images(frames)})
     if before:
@@ -95,6 +99,7 @@ def fit(
         record.departures = departures(method, requested)
         if framing.region is not None:
             record.region_fill, record.region_is_exact = framing.region.fill, framing.region.is_exact
+        record.reach = None if golden is None else golden.reach
         if before:
             compare_conditions(before, record, inexact, notify)
             if before.finished:
@@ -107,12 +112,14 @@ def fit(
             run.create(record, resolved)
             if framing.region is not None:
                 write_png(run.region_file, 255 * framing.region.mask.astype(np.uint8))
+            if golden is not None:
+                write_png(run.golden_file, golden.picture)
         fabric.barrier()
         folds = _score_by_folds(job, found, framing, record, run, progress, notify) if found.scoring == "folds" else {}
         seconds = job.learn(detector, plan, images, run)
     if fabric.is_global_zero:
         record.duration_s = round(seconds, 1)
-        record.choices = detector.choices()
+        record.choices = [*why, *detector.choices()]
         good = _good_scores(job, detector, record, found, framing, plan.batch, folds, progress)
         save_detector(run, detector, record, good)
         FoldsFolder(run.path).remove()

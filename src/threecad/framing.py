@@ -1,8 +1,9 @@
 """What of a picture a network sees, and where on the picture its maps belong.
 
-    picture → region of interest (the rest painted over) → frames: tiles and the whole → network → maps → one map
+    picture → laid upon the golden part → region of interest (the rest painted over) → frames: tiles and the whole
+            → network → maps → one map → moved back
 
-No method knows of regions or tiles: it sees frames, all of one size.
+Each step is taken where a fit has asked for it. No method knows of them: it sees frames, all of one size.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from PIL import Image
 
 from threecad.errors import DataError
 from threecad.images import Decoding, limit_of, read_mask, resize_image, resize_map
+from threecad.registration import NOWHERE_ELSE, GoldenPart, Offset
 
 LEAST_WEIGHT = 1e-3
 """Weight of a tile's outermost pixel, where the Hann window itself is 0 and may be the only one."""
@@ -137,9 +139,13 @@ class Region:
             )
         return _nearest(self.mask, size)
 
-    def paint(self, pixels: np.ndarray) -> np.ndarray:
-        """Pixels (H, W, 3) uint8 with everything outside in the fill colour."""
-        return np.where(self.at(pixels.shape[:2])[..., None], pixels, np.array(self.fill, np.uint8))
+
+class Frames(NamedTuple):
+    """What a network sees of one picture."""
+
+    pixels: np.ndarray  # (F, h, w, 3) uint8
+    size: tuple[int, int]  # of the picture: height and width
+    offset: Offset = NOWHERE_ELSE  # of its part from the golden one
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,11 +155,17 @@ class Framing:
     image_size: tuple[int, int]  # of a frame, as the network takes it
     region: Region | None = None
     tiles: Tiles | None = None
+    golden: GoldenPart | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether a picture is one frame and its score the network's own."""
         return self.region is None and self.tiles is None
+
+    @property
+    def only_resizes(self) -> bool:
+        """Whether the one frame of a picture is the picture as it came, at the network's size."""
+        return self.is_plain and self.golden is None
 
     @property
     def places(self) -> int:
@@ -164,10 +176,16 @@ class Framing:
     def key(self) -> str:
         """Another text for every framing that gives other frames of a picture."""
         region = self.region and (self.region.mask.shape, self.region.mask.tobytes().hex(), self.region.fill)
-        return hashlib.sha256(repr((self.image_size, self.tiles, region)).encode()).hexdigest()
+        golden = self.golden and (self.golden.picture.shape, self.golden.picture.tobytes().hex(), self.golden.reach)
+        return hashlib.sha256(repr((self.image_size, self.tiles, region, golden)).encode()).hexdigest()
+
+    def laid_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of a picture of `size` once it is laid upon the golden part; its own without one."""
+        return size if self.golden is None else self.golden.widened(size)
 
     def boxes(self, size: tuple[int, int]) -> list[Box]:
-        """What of a picture of `size` each frame shows, the whole picture last."""
+        """What of a picture of `size`, once it is laid, each frame shows, the whole picture last."""
+        size = self.laid_size(size)
         whole = Box(0, 0, *size)
         if self.tiles is None:
             return [whole]
@@ -178,25 +196,46 @@ class Framing:
         boxes = self.boxes(size)
         if self.places > 1:
             return [f"place {place}" for place in range(1, len(boxes) + 1)]
-        return ["whole" if box[2:] == tuple(size) else "tile" for box in boxes]
+        return ["whole" if box[2:] == tuple(self.laid_size(size)) else "tile" for box in boxes]
 
-    def frames(self, pixels: np.ndarray) -> np.ndarray:
-        """Frames (F, h, w, 3) uint8 of a picture (H, W, 3) uint8.
+    def frames(self, pixels: np.ndarray) -> Frames:
+        """What a network sees of a picture (H, W, 3) uint8.
 
         Raises:
             DataError: the picture is smaller than a tile, or of another size than its region.
         """
-        if self.region is not None:
-            pixels = self.region.paint(pixels)
-        boxes = self.boxes(pixels.shape[:2])
-        return np.stack([resize_image(pixels[box.rows, box.columns], self.image_size) for box in boxes])
+        size, offset = pixels.shape[:2], NOWHERE_ELSE
+        if self.golden is not None:
+            offset = self.golden.offset(pixels)
+            pixels = self.golden.lay(pixels, offset)
+        inside = self._inside(size)
+        if self.region is not None and inside is not None:
+            pixels = np.where(inside[..., None], pixels, np.array(self.region.fill, np.uint8))
+        boxes = self.boxes(size)
+        frames = np.stack([resize_image(pixels[box.rows, box.columns], self.image_size) for box in boxes])
+        return Frames(frames, size, offset)
+
+    def shown(self, frame: np.ndarray, offset: Offset) -> np.ndarray:
+        """What a frame (h, w, 3) uint8 of the whole shows of its picture, (h, w, 3) uint8, where the picture has it."""
+        return frame if self.golden is None else self.golden.back(frame, offset, self.image_size)
 
     def inside(self, size: tuple[int, int]) -> np.ndarray | None:
         """Where in each frame of a picture of `size` the region of interest is, (F, h, w) of bool; None without one."""
+        mask = self._inside(size)
+        if mask is None:
+            return None
+        return np.stack([_nearest(mask[box.rows, box.columns], self.image_size) for box in self.boxes(size)])
+
+    def _inside(self, size: tuple[int, int]) -> np.ndarray | None:
+        """Where in a picture of `size`, once it is laid, the region of interest is: it lies where the golden part does.
+
+        Raises:
+            DataError: it was made for pictures of another size.
+        """
         if self.region is None:
             return None
         mask = self.region.at(size)
-        return np.stack([_nearest(mask[box.rows, box.columns], self.image_size) for box in self.boxes(size)])
+        return mask if self.golden is None else self.golden.lay(mask, NOWHERE_ELSE)
 
     def working_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """The size at which a tile of a picture of `size` is as large as a frame, but no more than the picture's."""
@@ -206,7 +245,11 @@ class Framing:
         return height, width
 
     def join(
-        self, maps: Sequence[np.ndarray], size: tuple[int, int], target: tuple[int, int] | None = None
+        self,
+        maps: Sequence[np.ndarray],
+        size: tuple[int, int],
+        target: tuple[int, int] | None = None,
+        offset: Offset = NOWHERE_ELSE,
     ) -> np.ndarray:
         """The map of a picture of `size` from those of its frames, resized to `target` if given.
 
@@ -214,14 +257,21 @@ class Framing:
         interest the map has its least value.
         """
         target = target or size
-        scale = target[0] / size[0], target[1] / size[1]
+        laid = self._joined(maps, size, self.laid_size(target))
+        return laid if self.golden is None else self.golden.back(laid, offset, target)
+
+    def _joined(self, maps: Sequence[np.ndarray], size: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
+        """The map at `target` of a picture of `size` as it was laid."""
+        laid = self.laid_size(size)
+        scale = target[0] / laid[0], target[1] / laid[1]
         boxes = [_scaled(box, scale, target) for box in self.boxes(size)]
         tiled = boxes if self.tiles is None or not self.tiles.whole else boxes[:-1]
         joined = _blended(maps[: len(tiled)], tiled, target)
         if len(boxes) > len(tiled):
             joined = np.maximum(joined, resize_map(maps[-1], target))
-        if self.region is not None:
-            inside = _nearest(self.region.at(size), target)
+        mask = self._inside(size)
+        if mask is not None:
+            inside = _nearest(mask, target)
             joined = np.where(inside, joined, joined[inside].min() if inside.any() else joined.min())
         return joined
 

@@ -18,6 +18,7 @@ from threecad.framing import Framing, MapUnits, Region, Tiles
 from threecad.images import decoding_of
 from threecad.predictor import BATCH, Found, Predictor, predict_all
 from threecad.records import Prediction
+from threecad.registration import GoldenPart
 from threecad.runs import RunFolder, RunRecord
 from threecad.tensors import to_tensor
 from threecad.verdicts import Conditions, GoodScores, Verdicts, other_conditions
@@ -108,7 +109,7 @@ def recorded_framing(folder: RunFolder, record: RunRecord) -> Framing:
     """What of a picture the detector of a run sees.
 
     Raises:
-        RunError: the region of interest is not there.
+        RunError: the region of interest or the golden part is not there.
     """
     data = record.settings["data"]
     try:
@@ -116,8 +117,12 @@ def recorded_framing(folder: RunFolder, record: RunRecord) -> Framing:
         region = Region.recorded(folder.region_file, record.region_fill, record.region_is_exact, decoding)
     except DataError as error:
         raise RunError(f"the run's region of interest is missing or damaged: {error}") from None
+    try:
+        golden = GoldenPart.recorded(folder.golden_file, record.reach)
+    except DataError as error:
+        raise RunError(f"the run's golden part is missing or damaged: {error}") from None
     height, width = record.settings["method"]["image_size"]
-    return Framing((height, width), region, Tiles.of(data))
+    return Framing((height, width), region, Tiles.of(data), golden)
 
 
 def predict(

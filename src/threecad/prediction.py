@@ -25,6 +25,7 @@ import numpy as np
 from threecad.data.hashes import Progress
 from threecad.engines import Engine, map_tasks
 from threecad.errors import DataError, RunError
+from threecad.framing import Frames
 from threecad.images import MAX_PIXELS, image_size, read_image, write_png, write_tiff
 from threecad.inputs import Input, gather
 from threecad.opening import open_predictor
@@ -50,16 +51,16 @@ class Decoded:
     """An image on its way to the network; of a broken one only why it is."""
 
     source: Input
-    frames: np.ndarray | None = None  # (F, h, w, 3) uint8, what the network sees
+    frames: Frames | None = None  # what the network sees
     whole: np.ndarray | None = None  # at its own size, where an overlay is to be drawn
-    size: tuple[int, int] = (0, 0)  # its own
     doubt: str | None = None  # why it cannot be a picture of a part
     error: str = ""
 
     @property
     def bytes(self) -> int:
         """What it holds in memory."""
-        return sum(pixels.nbytes for pixels in (self.frames, self.whole) if pixels is not None)
+        pixels = (self.frames and self.frames.pixels, self.whole)
+        return sum(held.nbytes for held in pixels if held is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,14 +264,14 @@ def look_through(
         except DataError as error:
             return Decoded(image, error=str(error) if str(image.path) in str(error) else f"{image.path}: {error}")
         doubt = predictor.verdicts.doubt(pixels, category)
-        return Decoded(image, frames, pixels if keep_whole else None, pixels.shape[:2], doubt)
+        return Decoded(image, frames, pixels if keep_whole else None, doubt)
 
     def weight(image: Input) -> int:
         return _decoded_bytes(image, predictor.decoding.get("max_pixels", MAX_PIXELS))
 
     decoded = ordered(decode, images, weight=weight, budget=IN_FLIGHT_BYTES)
     for group in _groups(decoded, batch):
-        found = predictor.inspect([(one.frames, one.size) for one in group if one.frames is not None], batch)
+        found = predictor.inspect([one.frames for one in group if one.frames is not None], batch)
         for one in group:
             yield one, None if one.frames is None else next(found)
 
@@ -301,7 +302,7 @@ def _judge(image: Decoded, found: Found | None, verdicts: Verdicts, category: st
     name = str(image.source.path)
     if found is None:
         return Row(name, error=image.error), []
-    judged = verdicts.judge(found.score, found.anomaly_map, image.size, category, image.doubt)
+    judged = verdicts.judge(found.score, found.anomaly_map, found.size, category, image.doubt)
     if not (math.isfinite(found.score) and np.isfinite(found.maps).all()):
         error = f"{name}: expected a finite score, found {found.score}; the part was not inspected"
         return Row(name, verdict=judged.verdict.word, reason=judged.verdict.reason, error=error), []
@@ -312,7 +313,7 @@ def _write(image: Decoded, found: Found, scale: Scale | None, request: Request) 
     """Places of the map and the overlay of one image, written; empty for what was not asked for."""
     map_file, overlay_file = image.source.map_file, image.source.overlay_file
     if request.maps or request.overlays:
-        anomaly_map = found.at(image.size)
+        anomaly_map = found.at(found.size)
         if request.maps:
             write_tiff(request.out / map_file, anomaly_map)
         if request.overlays and image.whole is not None:

@@ -19,8 +19,9 @@ import numpy as np
 from PIL import Image
 
 from threecad.errors import DataError
-from threecad.framing import Framing, MapUnits
+from threecad.framing import Frames, Framing, MapUnits
 from threecad.images import Decoding, image_pixels, read_image
+from threecad.registration import NOWHERE_ELSE, Offset
 from threecad.verdicts import Conditions, GoodScores, Region, Verdicts, Word
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Found:
     score: float
     framing: Framing
     size: tuple[int, int]  # of the picture: height and width
+    offset: Offset = NOWHERE_ELSE  # of its part from the golden one
 
     @cached_property
     def anomaly_map(self) -> np.ndarray:
@@ -59,7 +61,7 @@ class Found:
 
     def at(self, size: tuple[int, int]) -> np.ndarray:
         """The map (H, W) float32 at another size."""
-        return self.framing.join(list(self.maps), self.size, size)
+        return self.framing.join(list(self.maps), self.size, size, self.offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ class Predictor:
             return self([picture], category)[0]
         category = self.verdicts.good.category(category)
         whole = [self._pixels(picture, index) for index, picture in enumerate(images)]
-        found = self.inspect((self.view.frames(pixels), pixels.shape[:2]) for pixels in whole)
+        found = self.inspect(self.view.frames(pixels) for pixels in whole)
         results = []
         for index, (pixels, one) in enumerate(zip(whole, found, strict=True)):
             if not math.isfinite(one.score):
@@ -142,36 +144,37 @@ class Predictor:
             results.append(Result(one.score, anomaly_map, share, word, reason, regions))
         return results
 
-    def inspect(self, pictures: Iterable[tuple[np.ndarray, tuple[int, int]]], batch: int = BATCH) -> Iterator[Found]:
+    def inspect(self, pictures: Iterable[Frames], batch: int = BATCH) -> Iterator[Found]:
         """What is found in each picture, in order.
 
         Args:
-            pictures: frames (F, h, w, 3) uint8 of each, as `view.frames` gives them, and the picture's own size.
+            pictures: the frames of each, as `view.frames` gives them.
             batch: frames that go through the network together; those of as many whole pictures, where each place has
                 a network of its own.
         """
         places = self.view.places
         batch = places * max(batch // places, 1)
-        waiting: deque[tuple[int, tuple[int, int]]] = deque()
+        waiting: deque[tuple[int, tuple[int, int], Offset]] = deque()
 
         def frames() -> Iterator[np.ndarray]:
-            for of_one, size in pictures:
-                waiting.append((len(of_one), size))
-                yield from of_one
+            for pixels, size, offset in pictures:
+                waiting.append((len(pixels), size, offset))
+                yield from pixels
 
         results = _run(self.network, frames(), batch)
         for first in results:
-            count, size = waiting.popleft()
+            count, size, offset = waiting.popleft()
             of_one = [first, *islice(results, count - 1)]
-            yield self._found(np.stack([one[0] for one in of_one]), of_one[0][1], size)
+            yield self._found(Found(np.stack([one[0] for one in of_one]), of_one[0][1], self.view, size, offset))
 
-    def _found(self, maps: np.ndarray, score: float, size: tuple[int, int]) -> Found:
-        """Maps in units, and the score: the network's own of a picture that is one frame, else the map's peak."""
+    def _found(self, found: Found) -> Found:
+        """The same with maps in units, and the score: the network's own of a plain picture, else the map's peak."""
         if self.view.is_plain:
-            return Found(maps, score, self.view, size)
-        kinds = self.view.kinds(size)
-        in_units = [self.units[kind].apply(one) for kind, one in zip(kinds, maps, strict=True)] if self.units else maps
-        found = Found(np.stack(list(in_units)), score, self.view, size)
+            return found
+        if self.units:
+            kinds = self.view.kinds(found.size)
+            in_units = [self.units[kind].apply(one) for kind, one in zip(kinds, found.maps, strict=True)]
+            found = replace(found, maps=np.stack(in_units))
         return replace(found, score=float(found.anomaly_map.max()))
 
     def _pixels(self, picture: Picture, index: int) -> np.ndarray:

@@ -9,6 +9,7 @@
         good.json               the score of each good part by a model that has not learnt from it
         verdict.toml            how many good parts may be rejected or set aside; may be edited
         roi.png                 the region of interest, where there is one
+        golden.png              the golden part, where parts are laid upon one
         scores.json             written by `evaluate`
 
 Nothing here needs torch: a run can be shown without loading it.
@@ -66,6 +67,7 @@ class RunRecord(BaseModel):
     scoring: str = "none"  # how good parts were scored: hold-out, folds, left out (in closed form), or none
     region_fill: tuple[int, int, int] | None = None  # the colour outside roi.png
     region_is_exact: bool = True  # made for pictures of its own size
+    reach: tuple[float, float] | None = None  # within which parts are laid upon golden.png, shares of height and width
     map_units: dict[str, tuple[float, float]] = Field(default_factory=dict)  # centre and spread of good parts' peaks
     choices: list[str] = Field(default_factory=list)  # what the fit read off the good parts, and by what evidence
     resumed_inexactly: list[str] = Field(default_factory=list)  # conditions that changed while it was fitted
@@ -101,6 +103,7 @@ class RunFolder:
         self.good_file = path / "good.json"
         self.verdict_file = path / "verdict.toml"
         self.region_file = path / "roi.png"
+        self.golden_file = path / "golden.png"
         self.scores_file = path / "scores.json"
 
     @property

@@ -12,7 +12,7 @@ from threecad.data.hashes import Progress
 from threecad.errors import DataError, RunError
 from threecad.files import write_text, writing
 from threecad.fit_data import FitData
-from threecad.framing import Framing
+from threecad.framing import Frames, Framing
 from threecad.images import Decoding, image_size, limit_of, read_image
 from threecad.predictor import BATCH, Found, Predictor
 from threecad.records import Sample
@@ -72,9 +72,10 @@ def _found(
     """What is found in each of some good images, in order."""
     rows = data.pixels(samples, framing, progress)
     sizes = [image_size(sample.image, **limit_of(data.decoding)) for sample in samples]
+    offsets = data.offsets(samples, framing)
     count = len(rows) // max(len(samples), 1)
-    pictures = ((rows[np.arange(k * count, (k + 1) * count)], size) for k, size in enumerate(sizes))
-    return predictor.inspect(pictures, batch)
+    frames = (rows[np.arange(k * count, (k + 1) * count)] for k in range(len(samples)))
+    return predictor.inspect(map(Frames, frames, sizes, offsets), batch)
 
 
 def look_at(samples: Sequence[Sample], decoding: Decoding, progress: Progress | None = None) -> dict[str, GoodLooks]:

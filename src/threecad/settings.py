@@ -169,6 +169,10 @@ class DataSettings(Table):
     """Region of interest: a mask image (not black: look here), a labelme file, or shapes in shares of width and height:
     `[[x, y, x, y], …]`, four numbers for a rectangle and six or more for a polygon. The rest is ignored."""
 
+    registration: bool | Literal["auto"] = False
+    """Lay each part upon the golden one, the mean of good parts, before it is looked at. `auto`: where at least half of
+    what good parts differ by is where they lie in their pictures."""
+
     tiles: tuple[int, int] | None = None
     """Rows and columns of overlapping tiles that a part is cut into; each goes through the network by itself."""
 

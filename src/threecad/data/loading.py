@@ -26,6 +26,7 @@ from threecad.files import replacing, sweep, write_json
 from threecad.framing import Framing
 from threecad.images import Decoding, image_size, limit_of, read_image, read_mask
 from threecad.records import Sample
+from threecad.registration import NOWHERE_ELSE, Offset
 from threecad.threads import ordered
 
 RULE = "pillow bilinear antialiased square; masks nearest; 2"
@@ -109,12 +110,12 @@ def load_frames(
     """
     decoding = decoding or {}
     bits = [f"{decoding['bits']} bits"] if "bits" in decoding else []
-    rule = "; ".join([RULE, *bits, *([] if framing.is_plain else [framing.key])])
+    rule = "; ".join([RULE, *bits, *([] if framing.only_resizes else [framing.key])])
     count = len(framing.boxes(image_size(samples[0].image, **limit_of(decoding)))) if samples and framing.tiles else 1
 
     def read(sample: Sample) -> np.ndarray:
         try:
-            frames = framing.frames(read_image(sample.image, **decoding))
+            frames = framing.frames(read_image(sample.image, **decoding)).pixels
         except DataError as error:
             raise DataError(str(error) if str(sample.image) in str(error) else f"{sample.image}: {error}") from None
         if len(frames) != count:
@@ -125,6 +126,18 @@ def load_frames(
         return frames
 
     return _load("images", rule, samples, framing.image_size, (count,), (3,), read, progress)
+
+
+def load_offsets(samples: Sequence[Sample], framing: Framing, decoding: Decoding | None = None) -> list[Offset]:
+    """How far the part of each sample lies off the golden one, as `load_frames` has moved it.
+
+    Raises:
+        DataError: as `load_frames`.
+    """
+    golden = framing.golden
+    if golden is None:
+        return [NOWHERE_ELSE] * len(samples)
+    return [golden.offset(pixels) for pixels in load_images(samples, golden.size, decoding=decoding)]
 
 
 def load_masks(

@@ -93,6 +93,8 @@ def export_run(
         write_verdicts(bundle.path, verdicts)
         if record.region_fill is not None:
             shutil.copyfile(folder.region_file, bundle.region_file)
+        if record.reach is not None:
+            shutil.copyfile(folder.golden_file, bundle.golden_file)
         _add_licenses(bundle.path)
         files = sorted(file for file in bundle.path.rglob("*") if file.is_file())
         places = {file.relative_to(bundle.path).as_posix(): file for file in files}
@@ -209,6 +211,7 @@ def _record(
         tiles=trained.view.tiles,
         region_fill=record.region_fill,
         region_is_exact=record.region_is_exact,
+        reach=record.reach,
         map_units=record.map_units,
         conditions=verdicts.good.conditions,
         fit={name: getattr(record, name) for name in names},
@@ -218,8 +221,8 @@ def _record(
 
 
 def _map_scale(predictor: Predictor, verdicts: Verdicts) -> Scale | None:
-    """Of the network's own maps: None where verdicts are on maps of tiles, or each category has its own."""
-    if len(verdicts.good.parts) != 1 or not predictor.view.is_plain:
+    """Of the network's own maps: None where it does not see pictures as they come, or each category has its own."""
+    if len(verdicts.good.parts) != 1 or not predictor.view.only_resizes:
         return None
     return Scale.of_good(verdicts)
 

@@ -49,9 +49,10 @@ def gather_pictures(record: RunRecord, predictor: Predictor, data: Path | None, 
         DataError: the data root is not in order, or is not the one of the fit.
     """
     if data is None:
-        if not predictor.view.is_plain:
+        if not predictor.view.only_resizes:
             raise DataError(
-                "the run sees a region of interest or tiles, which drawn parts do not have; give --data ROOT"
+                "the run sees a region of interest, tiles or a golden part, which drawn parts do not fit; "
+                "give --data ROOT"
             )
         return _drawn(record, workspace)
     categories = [read_category(data, name) for name in choose_categories(record, data)]

@@ -5,6 +5,7 @@ BUNDLE/bundle.json          method, image size, tiles, conditions, versions, SHA
        good.json            the good parts that verdicts stand on
        verdict.toml         how many of them may be rejected or set aside: the engineer's, and no part of the proof
        roi.png              the region of interest, where there is one
+       golden.png           the golden part, where parts are laid upon one
        proof.json           the trained and the exported detector side by side, picture by picture
        maps.npz             the trained detector's maps of the pictures that travel along
        pictures/            those pictures: a few good parts and a few defective ones
@@ -24,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from threecad.errors import BundleError
 from threecad.files import file_sha256, read_record
 from threecad.framing import Framing, Region, Tiles
+from threecad.registration import GoldenPart
 
 FORMAT = 2
 """Version of the bundle; a reader refuses any other."""
@@ -52,6 +54,7 @@ class BundleRecord(BaseModel):
     tiles: Tiles | None = None  # into which pictures are cut
     region_fill: tuple[int, int, int] | None = None  # the colour outside roi.png
     region_is_exact: bool = True  # made for pictures of its own size
+    reach: tuple[float, float] | None = None  # within which parts are laid upon golden.png, shares of height and width
     map_units: dict[str, tuple[float, float]] = Field(default_factory=dict)  # centre and spread of good parts' peaks
     conditions: dict[str, str | int | float | bool | None]  # what scores depend on; also those of good.json
     fit: dict[str, Any]  # how the run came about
@@ -70,6 +73,7 @@ class Bundle:
         self.maps_file = path / "maps.npz"
         self.pictures = path / "pictures"
         self.region_file = path / "roi.png"
+        self.golden_file = path / "golden.png"
 
     def read_record(self) -> BundleRecord:
         """What `bundle.json` says.
@@ -97,7 +101,8 @@ class Bundle:
     def read_framing(self, record: BundleRecord) -> Framing:
         """What of a picture the network sees."""
         region = Region.recorded(self.region_file, record.region_fill, record.region_is_exact, record.decoding)
-        return Framing(record.image_size, region, record.tiles)
+        golden = GoldenPart.recorded(self.golden_file, record.reach)
+        return Framing(record.image_size, region, record.tiles, golden)
 
     def refuse_unless_whole(self, record: BundleRecord) -> None:
         """Nothing, where every file is there and as it was exported.

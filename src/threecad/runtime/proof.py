@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -143,12 +143,8 @@ def look(predictor: Predictor, files: Sequence[Path], batch: int = 1) -> list[Fo
         batch: frames that go through the network together.
     """
 
-    def pictures() -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
-        for file in files:
-            pixels = read_image(file, **predictor.decoding)
-            yield predictor.view.frames(pixels), pixels.shape[:2]
-
-    return list(predictor.inspect(pictures(), batch))
+    pictures = (predictor.view.frames(read_image(file, **predictor.decoding)) for file in files)
+    return list(predictor.inspect(pictures, batch))
 
 
 def compare(

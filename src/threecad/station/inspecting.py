@@ -123,9 +123,8 @@ class Recipe:
             DataError: its picture cannot be read, or has no finite score.
         """
         pixels = read_image(picture, **self.decoding)
-        size = pixels.shape[:2]
-        found = next(self.predictor.inspect([(self.predictor.view.frames(pixels), size)]))
-        return GoodPart.seen(image_name(sha256), found.score, found.anomaly_map, lot or None, size), look(pixels)
+        found = next(self.predictor.inspect([self.predictor.view.frames(pixels)]))
+        return GoodPart.seen(image_name(sha256), found.score, found.anomaly_map, lot or None, found.size), look(pixels)
 
     def with_good_parts(self, parts: Sequence[tuple[GoodPart, Look]]) -> Recipe:
         """The same with more good parts; those that it has already count once.
