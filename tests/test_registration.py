@@ -78,9 +78,12 @@ def test_a_part_is_found_to_a_fraction_of_a_pixel_whatever_its_lighting(down: fl
         assert found[1] * WIDTH == pytest.approx(right, abs=0.3)
 
 
-def test_a_part_farther_off_than_the_reach_is_not_looked_for_there() -> None:
+def test_a_part_farther_off_than_the_reach_is_not_looked_for_there_and_known_to_be() -> None:
     near = GoldenPart(golden().picture, (0.02, 0.02))
-    assert all(abs(share) <= 0.02 for share in near.offset(picture(6.0, -6.0)))
+    down, right, is_beyond = near.offset(picture(6.0, -6.0))
+    assert abs(down) <= 0.02 and abs(right) <= 0.02 and is_beyond
+    assert not near.offset(picture(1.0, -1.0)).is_beyond
+    assert not golden().offset(picture(6.0, -6.0)).is_beyond
 
 
 def test_parts_laid_upon_the_golden_one_lie_alike_and_nothing_of_them_is_left_out() -> None:
@@ -152,6 +155,18 @@ def test_a_defect_is_shown_where_the_picture_has_it(moved: Path, tmp_path: Path)
     part[28:38, 40:50] = 0
     rows, columns = np.unravel_index(predictor(part).anomaly_map.argmax(), (HEIGHT, WIDTH))
     assert (rows, columns) == pytest.approx((33, 45), abs=8)
+
+
+def test_a_part_that_lies_where_no_good_one_did_is_set_aside_and_never_passes(moved: Path, tmp_path: Path) -> None:
+    run = fit(moved, tmp_path / "run")
+    off, in_place = picture(2.0, 30.0, seed=71), picture(2.0, 3.0, seed=71)
+    for number, part in enumerate((off, in_place)):
+        save(tmp_path / "parts" / f"{number}.png", part)
+    reason = "the part lies farther off than good parts do"
+    found = threecad.load(run)([off, in_place])
+    assert (found[0].verdict, found[0].reason) == ("REVIEW", reason) and found[1].reason != reason
+    rows = threecad.predict(run, [tmp_path / "parts" / f"{number}.png" for number in range(2)])
+    assert [row.reason == reason for row in rows] == [True, False]
 
 
 def test_an_evaluation_from_packs_says_what_a_look_at_the_files_says(moved: Path, tmp_path: Path) -> None:

@@ -177,6 +177,8 @@ def _good_parts(
             raise DataError(image.error)
         if image.doubt:
             notify(f"{image.source.path}: {image.doubt}; from now on, images like it pass for pictures of parts")
+        if found.doubt:
+            notify(f"{image.source.path}: {found.doubt}; images like it are set aside, until a fit has such parts")
         if not math.isfinite(found.score):
             raise DataError(f"{image.source.path}: expected a finite score, found {found.score}; the run is damaged")
         yield GoodPart.seen(part, found.score, found.anomaly_map, lot, found.size), look(image.whole)

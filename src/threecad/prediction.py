@@ -302,7 +302,7 @@ def _judge(image: Decoded, found: Found | None, verdicts: Verdicts, category: st
     name = str(image.source.path)
     if found is None:
         return Row(name, error=image.error), []
-    judged = verdicts.judge(found.score, found.anomaly_map, found.size, category, image.doubt)
+    judged = verdicts.judge(found.score, found.anomaly_map, found.size, category, image.doubt or found.doubt)
     if not (math.isfinite(found.score) and np.isfinite(found.maps).all()):
         error = f"{name}: expected a finite score, found {found.score}; the part was not inspected"
         return Row(name, verdict=judged.verdict.word, reason=judged.verdict.reason, error=error), []

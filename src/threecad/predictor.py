@@ -59,6 +59,11 @@ class Found:
         """The map (H, W) float32 at the size at which the network saw the picture."""
         return self.at(self.framing.image_size if self.framing.is_plain else self.framing.working_size(self.size))
 
+    @property
+    def doubt(self) -> str | None:
+        """Why the part was not seen as good parts were; None where it was."""
+        return "the part lies farther off than good parts do" if self.offset.is_beyond else None
+
     def at(self, size: tuple[int, int]) -> np.ndarray:
         """The map (H, W) float32 at another size."""
         return self.framing.join(list(self.maps), self.size, size, self.offset)
@@ -137,7 +142,7 @@ class Predictor:
             if not math.isfinite(one.score):
                 raise DataError(f"picture {index}: expected a finite score, found {one.score}; the run is damaged")
             anomaly_map = one.at(pixels.shape[:2])
-            doubt = self.verdicts.doubt(pixels, category)
+            doubt = self.verdicts.doubt(pixels, category) or one.doubt
             (word, reason), share, regions = self.verdicts.judge(
                 one.score, one.anomaly_map, pixels.shape[:2], category, doubt
             )

@@ -23,7 +23,7 @@ MOST_PIXELS = 2**17
 """Of the golden part; offsets are found to a fraction of a pixel, so that more pixels only take longer."""
 
 MOST_REACH = 0.1
-"""Share of a side that a part is looked for at most: farther off, it is placed wrongly, which is a finding."""
+"""Share of a side that a part is looked for at most."""
 
 MARGIN = 1.5
 """The reach in largest offsets of the good parts."""
@@ -52,10 +52,16 @@ CENTRE = 0.75
 ENOUGH = 0.5
 """Share of the differences between good parts from which they are registered: then where they lie is most of it."""
 
-Offset = tuple[float, float]
-"""How far down and to the right of the golden part a part lies, in shares of its picture's height and width."""
 
-NOWHERE_ELSE: Offset = (0.0, 0.0)
+class Offset(NamedTuple):
+    """How far off the golden part a part lies, in shares of its picture's height and width."""
+
+    down: float = 0.0
+    right: float = 0.0
+    is_beyond: bool = False  # it fits better where parts are not looked for: this is not its place
+
+
+NOWHERE_ELSE = Offset()
 """Of a part whose place is not looked for."""
 
 
@@ -89,8 +95,9 @@ class GoldenPart:
         """Where the part in a picture (H, W, 3) uint8 of any size lies."""
         size = self.size
         within = tuple(share * side for share, side in zip(self.reach, size, strict=True))
-        rows, columns = _shift(self._spectrum, _spectrum(_grey(resize_image(pixels, size))), size, within)
-        return -float(rows) / size[0], -float(columns) / size[1]
+        fits = _fits(self._spectrum, _spectrum(_grey(resize_image(pixels, size))), size)
+        (rows, columns), fit = _shift(fits, within)
+        return Offset(-float(rows) / size[0], -float(columns) / size[1], is_beyond=bool(fits.max() > fit))
 
     def widened(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of a picture of `size` with the reach on all sides."""
@@ -103,14 +110,14 @@ class GoldenPart:
         reach = [share * side for share, side in zip(self.reach, size, strict=True)]
         pads = [math.ceil(2 * px) for px in reach]
         padded = np.pad(pixels, [(pad, pad) for pad in pads] + [(0, 0)] * (pixels.ndim - 2), mode="edge")
-        starts = [pad - px + off * side for pad, px, off, side in zip(pads, reach, offset, size, strict=True)]
+        starts = [pad - px + off * side for pad, px, off, side in zip(pads, reach, offset[:2], size, strict=True)]
         sides = [side + 2 * px for side, px in zip(size, reach, strict=True)]
         return _cut(padded, starts, sides, self.widened(size), is_mask)
 
     def back(self, laid: np.ndarray, offset: Offset, size: tuple[int, int]) -> np.ndarray:
         """What of a laid picture (H, W, 3) uint8, or of its map (H, W) float32, belongs to the picture, at `size`."""
         sides = [side / (1 + 2 * share) for side, share in zip(laid.shape, self.reach, strict=False)]
-        starts = [(share - off) * side for share, off, side in zip(self.reach, offset, sides, strict=True)]
+        starts = [(share - off) * side for share, off, side in zip(self.reach, offset[:2], sides, strict=True)]
         return _cut(laid, starts, sides, size, is_mask=False)
 
 
@@ -140,7 +147,7 @@ def register(pictures: np.ndarray) -> Registration:
     within = (MOST_REACH * size[0], MOST_REACH * size[1])
     for _ in range(ROUNDS):
         of_golden = _spectrum(golden)
-        shifts = np.stack([_shift(of_golden, spectrum, size, within) for spectrum in spectra])
+        shifts = np.stack([_shift(_fits(of_golden, spectrum, size), within)[0] for spectrum in spectra])
         shifts -= np.median(shifts, axis=0)
         moved = _moved(parts, shifts)
         golden = moved.mean(axis=0)
@@ -169,27 +176,34 @@ def _spectrum(grey: np.ndarray) -> np.ndarray:
     return np.asarray(fft.rfft2((grey - ndimage.gaussian_filter(grey, EVEN_PX)) * window))
 
 
-def _shift(golden: np.ndarray, part: np.ndarray, size: tuple[int, ...], within: tuple[float, ...]) -> np.ndarray:
-    """Rows and columns, (2,), by which a part has to be moved to lie on the golden one; phase correlation.
+def _fits(golden: np.ndarray, part: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """How well a part lies on the golden one when it is moved by each shift (h, w), around the edges.
 
-    Kuglin and Hines (1975): the inverse transform of the phases' difference has its peak at the shift. The peak is
-    looked for `within` so many pixels, and placed between pixels by the parabola through its neighbours.
+    Phase correlation (Kuglin and Hines, 1975): the inverse transform of the difference of two spectra's phases.
     """
     from scipy import fft
 
     cross = golden * part.conj()
     strength = np.abs(cross)
-    peaks = fft.irfft2(cross / (strength + max(FLOOR * float(strength.max()), 1e-20)), s=size)
+    return np.asarray(fft.irfft2(cross / (strength + max(FLOOR * float(strength.max()), 1e-20)), s=size))
+
+
+def _shift(fits: np.ndarray, within: tuple[float, ...]) -> tuple[np.ndarray, float]:
+    """Rows and columns, (2,), of the best fit within so many pixels, and that fit.
+
+    It is placed between pixels by the parabola through its neighbours.
+    """
+    size = fits.shape
     rows, columns = (np.abs(np.fft.fftfreq(side, 1 / side)) <= px for side, px in zip(size, within, strict=True))
-    peak = np.unravel_index(np.where(np.outer(rows, columns), peaks, -np.inf).argmax(), peaks.shape)
+    peak = np.unravel_index(np.where(np.outer(rows, columns), fits, -np.inf).argmax(), size)
     found = np.zeros(2)
     for axis, side in enumerate(size):
-        before, at, after = (float(peaks[_next(peak, axis, step, side)]) for step in (-1, 0, 1))
+        before, at, after = (float(fits[_next(peak, axis, step, side)]) for step in (-1, 0, 1))
         curve = before - 2 * at + after
         between = 0.5 * (before - after) / curve if curve < 0 else 0.0
         whole = int(peak[axis]) if peak[axis] <= side // 2 else int(peak[axis]) - side
         found[axis] = np.clip(whole + np.clip(between, -0.5, 0.5), -within[axis], within[axis])
-    return np.asarray(np.round(STEPS_A_PIXEL * found) / STEPS_A_PIXEL)
+    return np.round(STEPS_A_PIXEL * found) / STEPS_A_PIXEL, float(fits[peak])
 
 
 def _next(peak: tuple[np.intp, ...], axis: int, step: int, side: int) -> tuple[int, ...]:
