@@ -95,11 +95,8 @@ def fit(
     job = _Job(method, resolved, textures, fabric, callback)
     with own_randomness():
         detector, plan = job.build(frames)
-        record = _describe(method, resolved, found, plan, detector, fabric)
+        record = _describe(method, resolved, found, framing, plan, detector, fabric)
         record.departures = departures(method, requested)
-        if framing.region is not None:
-            record.region_fill, record.region_is_exact = framing.region.fill, framing.region.is_exact
-        record.reach = None if golden is None else golden.reach
         if before:
             compare_conditions(before, record, inexact, notify)
             if before.finished:
@@ -110,10 +107,7 @@ def fit(
         fabric.launch()  # only now: further processes find all images decoded
         if fabric.is_global_zero:
             run.create(record, resolved)
-            if framing.region is not None:
-                write_png(run.region_file, 255 * framing.region.mask.astype(np.uint8))
-            if golden is not None:
-                write_png(run.golden_file, golden.picture)
+            _write_framing(run, framing)
         fabric.barrier()
         folds = _score_by_folds(job, found, framing, record, run, progress, notify) if found.scoring == "folds" else {}
         seconds = job.learn(detector, plan, images, run)
@@ -259,11 +253,25 @@ def _precision(method: str, settings: Settings, device: torch.device) -> str:
     return resolve_precision("float32" if asked == "auto" and METHODS[method].leaves_out else asked, device)
 
 
+def _write_framing(run: RunFolder, framing: Framing) -> None:
+    """The pictures that say what the network sees of another one."""
+    if framing.region is not None:
+        write_png(run.region_file, 255 * framing.region.mask.astype(np.uint8))
+    if framing.golden is not None:
+        write_png(run.golden_file, framing.golden.picture)
+
+
 def _describe(
-    method: str, settings: Settings, data: FitData, plan: FitPlan, detector: Detector, fabric: Fabric
+    method: str,
+    settings: Settings,
+    data: FitData,
+    framing: Framing,
+    plan: FitPlan,
+    detector: Detector,
+    fabric: Fabric,
 ) -> RunRecord:
     """What `run.json` says before the first step."""
-    file = backbone_file(detector)
+    file, region, golden = backbone_file(detector), framing.region, framing.golden
     return RunRecord(
         method=method,
         categories=[category.name for category in data.categories],
@@ -283,4 +291,7 @@ def _describe(
         data_fingerprint=data.fingerprint,
         exclusions=listed_exclusions(settings.data.exclude),
         holdout=[as_text(data.categories[0].path_in_root(sample.image)) for sample in data.held_out],
+        region_fill=None if region is None else region.fill,
+        region_is_exact=region is None or region.is_exact,
+        reach=None if golden is None else golden.reach,
     )
