@@ -69,6 +69,14 @@ def test_results_are_what_the_tool_prints_of_the_committed_rows(document: str) -
         assert tables.strip() and tables.strip() in write_tables(read_rows([ROOT / folder])), folder
 
 
+def test_every_folder_of_committed_rows_is_shown_or_named() -> None:
+    """A section that was lost takes its folder's name with it."""
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"<!-- tables of docs/(\S+) -->|\]\((results[\w-]*)/rows\)", text))
+    folders = {rows.parent.name for rows in (ROOT / "docs").glob("*/rows")}
+    assert folders == {one or other for one, other in named}
+
+
 def test_the_order_of_methods_is_compared_on_the_committed_rows() -> None:
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     folder, shown = re.findall(r"<!-- python bench/ordering.py (\S+) -->\n\n(.*?)\n\n", text, flags=re.DOTALL)[0]
