@@ -1,4 +1,4 @@
-"""Puts the tables of the committed rows into the documents anew: as many of a folder's tables as a document shows.
+"""Puts the tables of the committed rows into the documents anew: those of a folder that a document shows.
 
 python bench/results.py
 """
@@ -23,12 +23,11 @@ def main() -> None:
 
 
 def _anew(shown: re.Match[str]) -> str:
-    """The tables of the folder up to the last one that was shown; all, where that is the table of conditions."""
+    """The tables of the folder whose titles are shown; all, where none is."""
     start, folder, before, end = shown.groups()
     blocks = re.split(r"\n\n(?=\*\*|\| method \|)", write_tables(read_rows([ROOT / folder])).strip())
-    titles = [block.partition("\n")[0] for block in blocks]
-    last = max((index for index, title in enumerate(titles) if title in before), default=len(blocks) - 1)
-    return "\n\n".join([start, *blocks[: last + 1], end])
+    kept = [block for block in blocks if block.partition("\n")[0] in before]
+    return "\n\n".join([start, *(kept or blocks), end])
 
 
 if __name__ == "__main__":
