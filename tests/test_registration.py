@@ -134,6 +134,8 @@ def test_where_parts_lie_is_told_from_what_they_differ_by_otherwise() -> None:
     )
     alike = np.stack([picture(seed=number) for number in range(12)])
     assert not register(alike).is_worthwhile
+    blank = np.full((12, HEIGHT, WIDTH, 3), 120, np.uint8)
+    assert register(blank).share == 0  # nothing that could be taken away
 
 
 def test_a_fit_registers_parts_that_lie_apart_and_says_so_and_leaves_others_where_they_are(

@@ -153,10 +153,11 @@ def register(pictures: np.ndarray) -> Registration:
         golden = moved.mean(axis=0)
     # A part that is moved by a fraction of a pixel is a little smoother: that alone is no evidence.
     nearly = _moved(parts, shifts - shifts.round())
-    share = 1 - _differences(moved) / max(_differences(nearly), 1e-12)
+    differ = _differences(nearly)
+    share = 1 - _differences(moved) / differ if differ > 0 else 0.0  # of nothing, moving takes nothing away
     farthest = MARGIN * np.abs(shifts).max(axis=0) + 1
     height, width = (min(float(px) / side, MOST_REACH) for px, side in zip(farthest, size, strict=True))
-    return Registration(GoldenPart(golden.round().astype(np.uint8), (height, width)), float(share))
+    return Registration(GoldenPart(golden.round().astype(np.uint8), (height, width)), share)
 
 
 def _golden_size(size: tuple[int, ...]) -> tuple[int, int]:

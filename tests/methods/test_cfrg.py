@@ -326,7 +326,7 @@ def conclude(phase: StatisticsPhase, batch: Batch) -> None:
     phase.conclude(sums)
 
 
-def test_a_calibration_from_a_single_part_is_finite() -> None:
+def test_a_calibration_from_a_single_part_is_finite_and_says_that_it_tells_nothing() -> None:
     detector = build(calibrated=True)
     phases = [phase for phase in detector.phases(ProceduralTextures()) if isinstance(phase, StatisticsPhase)]
     names = ["fine_distances", "coarse_distances", "parts", "memory", "standardisation"]
@@ -338,6 +338,7 @@ def test_a_calibration_from_a_single_part_is_finite() -> None:
         seen, other = detector(one.image), detector(1 - one.image)
     assert all(value.isfinite().all() for prediction in (seen, other) for value in prediction)
     assert other.score > seen.score
+    assert detector.choices() == ["one good part alone tells nothing of how far the next may lie from it"]
 
 
 @pytest.mark.parametrize("switch", ["recovery", "segmentation"])

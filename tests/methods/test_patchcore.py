@@ -378,6 +378,18 @@ def test_whitening_without_a_part_is_that_of_a_fit_on_the_others() -> None:
     torch.testing.assert_close((whiten(tested) @ turned).norm(dim=1), others(tested).norm(dim=1), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_of_two_parts_one_left_out_leaves_the_ridge_alone_and_not_what_rounding_makes_of_it(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(128, 128, generator=generator) * torch.logspace(0, -2, 128)
+    patches = torch.randn(1024, 2, 128, generator=generator) @ mixing
+    whiten = SharedWhitening(128, ridge=0.001)
+    whiten.learn(patches)
+    turned = whiten.without(whiten(patches[:, 0] - patches.mean(dim=1)), torch.full((1024,), 2.0))
+    lengths = (whiten(torch.eye(128)) @ turned).norm(dim=1)
+    assert lengths.max() <= 1.001 / whiten.least.sqrt()  # no direction has less than the ridge
+
+
 @pytest.mark.parametrize("reach", [None, 1])
 def test_a_memory_without_a_part_is_that_of_the_other_parts(reach: int | None) -> None:
     generator = torch.Generator().manual_seed(0)

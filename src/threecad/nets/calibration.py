@@ -157,6 +157,8 @@ class Calibration(nn.Module):
 
     def choices(self) -> list[str]:
         """How much the nearest distance counts, and why, in words."""
+        if float(self._fine()[-1].count.max()) < 2:
+            return ["one good part alone tells nothing of how far the next may lie from it"]
         position, nearest = self.usual_squares.mean.sqrt().tolist()
         return [
             f"left out, a good part lies {position:.2f} spreads from what the others show at each place and "

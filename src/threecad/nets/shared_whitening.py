@@ -66,6 +66,8 @@ class SharedWhitening(nn.Module):
         away, factor = away.double(), self.factor.double()
         weight = (count / (count - 1).clamp_min(1)).double().unsqueeze(1)
         added = self.least.double() * factor.T @ factor
-        scatter = self.degrees.double() * (identity(added) - added) - (weight * away).T @ away
-        sigma = scatter / (self.degrees - len(away)).clamp_min(1) + added
+        sigma, left = added, self.degrees - len(away)
+        if left > 0:  # else nothing is left of how parts differ, but for what rounding leaves of it
+            scatter = self.degrees.double() * (identity(added) - added) - (weight * away).T @ away
+            sigma = scatter / left + added
         return whitening(sigma.lerp(identity(sigma), WITH_PART).unsqueeze(0))[0].to(self.factor)
