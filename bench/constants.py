@@ -21,11 +21,11 @@ from torch import Tensor
 from threecad.checkpoint import load_detector
 from threecad.data.loading import load_images, load_masks
 from threecad.data.readers import read_category
-from threecad.detector import StatisticsPhase
+from threecad.detector import Epochs, StatisticsPhase
 from threecad.devices import autocast
 from threecad.methods.cfrg import CFRG
 from threecad.metrics import pixel_scores
-from threecad.nets.calibration import Calibration
+from threecad.nets.calibration import COARSE_WEIGHT, SHARED_COVARIANCE, Calibration
 from threecad.nets.gaussians import covariance, whitening
 from threecad.runs import RunFolder
 from threecad.synthesis import Synthesizer
@@ -35,8 +35,7 @@ from threecad.tensors import seed_everything, to_tensor
 HEADER = ("set", "share", "weight", "P-AUROC", "P-PRO per image", "P-PRO pooled", "AP")
 SHARES = (0.02, 0.1, 0.3, 1.0)
 WEIGHTS = (0.0, 0.1, 0.3, 0.6, 1.0)
-USED = (0.1, 0.3)  # the share and the weight of `nets/calibration.py`
-BATCH, PASSES = 8, 2
+BATCH = 8
 STRENGTHS = torch.logspace(0, 5, 101, dtype=torch.float64)
 
 
@@ -66,7 +65,7 @@ def main() -> None:
     print(f"| {' | '.join(HEADER)} |\n|---|{'---:|' * (len(HEADER) - 1)}", flush=True)
     images, masks = np.array(load_images(category.test, size)), load_masks(category.test, size)
     vanished = [sample.is_defect and not mask.any() for sample, mask in zip(category.test, masks, strict=True)]
-    pairs = [(share, USED[1]) for share in (*SHARES, asked)] + [(USED[0], weight) for weight in WEIGHTS]
+    pairs = [(share, COARSE_WEIGHT) for share in (*SHARES, asked)] + [(SHARED_COVARIANCE, one) for one in WEIGHTS]
     for share in sorted({share for share, _ in pairs}):
         calibration.coarse.conclude(sums, cfrg.config.ridge, relative=True, shared=share)
         segmented, around = (np.concatenate(kind) for kind in zip(*terms(cfrg, images, precision), strict=True))
@@ -81,7 +80,7 @@ def summed(phase: StatisticsPhase, images: np.ndarray, precision: str) -> dict[s
     """The sums of a statistics phase over the images, altered anew in every pass."""
     sums, device = phase.empty_sums(), torch.device("cpu")
     alter = cast("Synthesizer", phase.synthesizer)
-    for passed in range(PASSES):
+    for passed in range(int(cast("Epochs", phase.duration).count)):
         for first in range(0, len(images), BATCH):
             batch = alter(to_tensor(images[first : first + BATCH]), seed_everything((passed, first), device))
             with torch.no_grad(), autocast(precision, device):
