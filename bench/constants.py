@@ -26,7 +26,7 @@ from threecad.devices import autocast
 from threecad.methods.cfrg import CFRG
 from threecad.metrics import pixel_scores
 from threecad.nets.calibration import COARSE_WEIGHT, SHARED_COVARIANCE, Calibration
-from threecad.nets.gaussians import covariance, whitening
+from threecad.nets.gaussians import covariance, covariance_of_all, whitening
 from threecad.runs import RunFolder
 from threecad.synthesis import Synthesizer
 from threecad.synthesis.textures import texture_source
@@ -92,11 +92,9 @@ def terms(cfrg: CFRG, images: np.ndarray, precision: str) -> Iterator[tuple[np.n
     """What the map adds up, (B, H, W) twice: what is segmented, and what is around."""
     calibration = cast("Calibration", cfrg.calibration)
     with torch.no_grad(), autocast(precision, torch.device("cpu")):
-        nearest = calibration.unexplained()
         for first in range(0, len(images), BATCH):
             found = calibration.measure(cfrg._compare(to_tensor(images[first : first + BATCH])))
-            around = (1 - nearest) * found.coarse + nearest * found.nearest
-            yield found.segmented[:, 0].float().numpy(), around[:, 0].float().numpy()
+            yield found.segmented[:, 0].float().numpy(), calibration.around(found)[:, 0].float().numpy()
 
 
 def likeliest_strength(sums: Mapping[str, Tensor]) -> float:
@@ -108,7 +106,7 @@ def likeliest_strength(sums: Mapping[str, Tensor]) -> float:
     mean = sums["sum"] / count.unsqueeze(1)
     own = covariance(sums["product"], mean, count, ridge=0.0)
     degrees, dimensions = count - 1, mean.shape[1]
-    common = (own * degrees.view(-1, 1, 1)).sum(dim=0) / degrees.sum()
+    common = covariance_of_all(sums["product"], mean, count, ridge=0.0)
     turn = whitening(common.unsqueeze(0))[0]
     values = torch.linalg.eigvalsh(turn.T @ own @ turn).clamp_min(0)  # (P, D), in units of the common covariance
 

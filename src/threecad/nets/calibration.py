@@ -144,11 +144,15 @@ class Calibration(nn.Module):
         """anomaly_map and score as in the file's head."""
         measured = self.measure(comparison)
         unexplained = self.unexplained()
-        around = (1 - unexplained) * measured.coarse + unexplained * measured.nearest
         unusual, nearest, segmented = self.usual_evidence(measured.evidence()).unbind(dim=1)
         either = torch.maximum((1 - unexplained) * unusual, unexplained * (nearest + segmented))
         score = torch.where(unexplained > 0, either, unusual)  # else every part that is less odd than most would have 0
-        return Prediction(measured.segmented + COARSE_WEIGHT * around, score)
+        return Prediction(measured.segmented + COARSE_WEIGHT * self.around(measured), score)
+
+    def around(self, measured: Measured) -> Tensor:
+        """What the map adds to what is segmented, (B, 1, H, W): the coarse and the nearest distance, mixed by u."""
+        unexplained = self.unexplained()
+        return (1 - unexplained) * measured.coarse + unexplained * measured.nearest
 
     def unexplained(self) -> Tensor:
         """u, (): the share that patches around explain of how far a good part is from what its positions tell."""

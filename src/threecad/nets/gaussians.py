@@ -90,7 +90,7 @@ class PositionGaussians(nn.Module):
         if relative:
             variance = sums["product"].diagonal(dim1=1, dim2=2) / count.unsqueeze(1) - mean.square()
             ridge *= float(variance.mean().clamp_min(LEAST_VARIANCE))
-        together = _covariance_of_all(sums["product"], mean, count, ridge) if shared else None
+        together = covariance_of_all(sums["product"], mean, count, ridge) if shared else None
         for part in torch.arange(len(mean), device=mean.device).split(POSITIONS_AT_ONCE):
             sigma = covariance(sums["product"][part], mean[part], count[part], ridge)
             if together is not None:
@@ -111,7 +111,7 @@ def covariance(product: Tensor, mean: Tensor, count: Tensor, ridge: float) -> Te
     return scatter / (count - 1).clamp_min(1) + ridge * identity(mean)
 
 
-def _covariance_of_all(product: Tensor, mean: Tensor, count: Tensor, ridge: float) -> Tensor:
+def covariance_of_all(product: Tensor, mean: Tensor, count: Tensor, ridge: float) -> Tensor:
     """The covariance about each position's own mean, over all positions together, plus ε I: (D, D)."""
     scatter = product.sum(dim=0) - (count.unsqueeze(1) * mean).T @ mean
     return scatter / (count - 1).sum().clamp_min(1) + ridge * identity(mean)
