@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -102,7 +103,10 @@ def _serve(connection: Connection, own: Sequence[int], environment: dict[str, st
             function, index, item = connection.recv()
         except EOFError:
             return
-        connection.send(attempt(function, index, item))
+        try:
+            connection.send(attempt(function, index, item))
+        except KeyboardInterrupt:  # a fit that was told to stop and has saved its state: no fault, so no traceback
+            sys.exit(128 + signal.SIGTERM)
 
 
 def _leave_with_parent() -> None:
