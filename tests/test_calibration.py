@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy.stats
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -29,7 +30,7 @@ def calibration(branches: int = 1) -> Calibration:
     made.fine = torch.nn.ModuleList(
         PositionGaussians(side * side, channels) for side, channels in zip(SIDES, CHANNELS, strict=True)
     )
-    made.coarse = PositionGaussians(SIDES[-1] ** 2, branches * CHANNELS[-1])
+    made.coarse = PositionGaussians(SIDES[-1] ** 2, branches * CHANNELS[-1], shared=True)
     made.pool, made.grid = PatchPooling(CHANNELS, (16, 32), None, side=1, stride=16), (4, 4)
     made.nearest = NearestPatches(made.grid, sum(CHANNELS), 4096, 4096, reach=1, ridge=0.001, own_spread=1.0)
     return made
@@ -93,7 +94,8 @@ def test_the_coarse_distance_is_whitened_by_all_differences_together_where_nothi
         batch = slice(first, first + 20)
         made.add_coarse(sums, comparison(*(part(f, batch) for f in (teacher, recovered, student))), mask[batch])
     assert sums["count"].tolist() == [40, 40, 60, 60]
-    made.coarse.conclude(sums, ridge=1e-9)  # without the covariance that all positions share
+    made.coarse.shared = False
+    made.coarse.conclude(sums, ridge=1e-9)
     found = made(comparison(teacher, recovered, student)).anomaly_map
 
     vectors = np.concatenate([difference(teacher[1], other[1]) for other in (recovered, student)], axis=1)
@@ -241,17 +243,56 @@ def test_good_parts_that_were_learnt_from_look_as_good_parts_to_come() -> None:
     assert 0.8 * to_come < left_out < 1.25 * to_come
 
 
-def test_a_position_that_was_never_seen_borrows_the_spread_of_the_others() -> None:
-    generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(3, 500, 4, generator=generator)
-    counted = torch.tensor([True, True, False]).unsqueeze(1).expand(3, 500)
-    gaussians = PositionGaussians(3, 4)
+def shared_gaussians(vectors: Tensor, counted: Tensor | None = None, ridge: float = 1e-6) -> PositionGaussians:
+    """Those of vectors (P, N, D), of which only some may be `counted` (P, N)."""
+    gaussians = PositionGaussians(len(vectors), vectors.shape[2], shared=True)
     sums = gaussians.empty_sums()
     gaussians.add(sums, vectors, counted)
-    gaussians.conclude(sums, ridge=1e-6, shared=0.1)
-    seen, _, unseen = gaussians(vectors).square().mean(dim=0) / 4
-    assert abs(float(seen) - 1) < 0.1
-    assert abs(float(unseen) - 10) < 1  # a tenth of the others' covariance is all that it has
+    gaussians.conclude(sums, ridge)
+    return gaussians
+
+
+def test_a_position_that_was_never_seen_has_the_spread_of_the_others() -> None:
+    vectors = torch.randn(3, 500, 4, generator=torch.Generator().manual_seed(0))
+    counted = torch.tensor([True, True, False]).unsqueeze(1).expand(3, 500)
+    squares = shared_gaussians(vectors, counted)(vectors).square().mean(dim=0) / 4
+    torch.testing.assert_close(squares, torch.ones(3), rtol=0.1, atol=0)
+
+
+def test_positions_share_as_much_as_they_have_in_common() -> None:
+    """The prior that vectors were drawn with is found again, whatever the spread that all have in common."""
+    common = np.diag([9.0, 1.0, 1.0, 0.01])
+    for k in (3, 30, 300):
+        rng = np.random.default_rng(k)
+        sigmas = scipy.stats.invwishart(df=k + 4 + 1, scale=k * common).rvs(400, random_state=rng)
+        vectors = np.stack([rng.multivariate_normal(np.zeros(4), sigma, size=25) for sigma in sigmas])
+        found = float(shared_gaussians(torch.tensor(vectors, dtype=torch.float32)).prior)
+        assert k / 1.6 < found < 1.6 * k
+
+
+def test_positions_that_differ_in_nothing_share_all() -> None:
+    generator = torch.Generator().manual_seed(0)
+    alike = shared_gaussians(torch.randn(64, 20, 6, generator=generator))
+    assert float(alike.prior) > 20 * 20
+    nothing = shared_gaussians(torch.ones(4, 20, 6))
+    once = shared_gaussians(torch.randn(4, 1, 6, generator=generator))
+    for gaussians in (nothing, once):
+        assert gaussians(torch.randn(4, 3, 6, generator=generator)).isfinite().all()
+
+
+def test_few_vectors_measure_those_to_come_better_with_what_all_positions_share() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spreads = 1 + torch.rand(64, 1, 8, generator=generator)
+    learnt, to_come = (spreads * torch.randn(64, count, 8, generator=generator) for count in (10, 200))
+    shared = shared_gaussians(learnt)
+    alone = PositionGaussians(64, 8)
+    sums = alone.empty_sums()
+    alone.add(sums, learnt)
+    alone.conclude(sums, ridge=1e-6)
+    own, together = (float(one(to_come).square().mean()) / 8 for one in (alone, shared))
+    assert own > 4 > 1.5 > together > 1
+    left_out = float(shared.left_out(shared(learnt)).square().mean()) / 8
+    assert abs(left_out / together - 1) < 0.15
 
 
 def test_a_channel_that_never_varies_is_measured_by_the_others_spread() -> None:

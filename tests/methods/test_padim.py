@@ -138,3 +138,18 @@ def test_the_exported_program_equals_the_detector(fitted):
     detector, images = fitted
     program = torch.export.export(detector, (images[:2],)).module()
     torch.testing.assert_close(program(images[:2]).anomaly_map, detector(images[:2]).anomaly_map)
+
+
+def test_positions_share_their_covariance_where_it_is_asked_for():
+    """For fewer images than features: the next one is then not far from all that was seen."""
+    images = 0.4 + 0.1 * torch.rand(28, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    far, said = [], []
+    for shared in (False, True):
+        torch.manual_seed(0)
+        detector = PaDiM(PaDiM.Config.tiny().model_copy(update={"shared": shared, "ridge": 1e-6})).eval()
+        fit(detector, [images[:8]])
+        far.append(float(detector(images[8:]).score.mean() / detector(images[:8]).score.mean()))
+        said.append(detector.choices())
+    assert far[0] > 5 > 2 > far[1] > 1
+    assert said[0] == []
+    assert "told by the 8 seen there" in said[1][0]

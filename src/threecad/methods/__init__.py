@@ -64,6 +64,7 @@ METHODS = Registry(
                 group="E-b",
                 needs=("backbone",),
             ),
+            ours=("shared",),
         ),
         "patchcore": Entry(
             "PatchCore",

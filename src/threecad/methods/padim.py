@@ -16,6 +16,9 @@ Where each equation is
 Differences
     from the paper
       - Images are resized to a square and not cropped; the paper crops 224 out of 256, defects near the border with it.
+    ours, off by default
+      - `shared`: each Σ is drawn towards the covariance of all positions, as far as the good parts make likely
+        (`nets.gaussians.likeliest_prior`); for fewer parts than features.
     from anomalib (no official code exists; the 3CAD paper ran anomalib)
       - Sums of x and x x^T stream through the fit, in float64: the same Σ in constant memory, where anomalib keeps all
         embeddings. The fit needs 8 bytes a number of Σ: 0.3 GB at 256×256 with 100 features, 10 GB with 550.
@@ -61,6 +64,9 @@ class PaDiMConfig(BackboneConfig):
     ridge: float = Field(default=0.01, gt=0)
     """ε on the diagonal of the covariance, in squared units of a feature."""
 
+    shared: bool = False
+    """Draw each Σ towards the covariance of all positions, as far as the good parts make likely (ours)."""
+
     sigma_px: float = Field(default=4.0, gt=0)
     """Spread of the Gaussian filter of the map, in pixels of the input."""
 
@@ -93,11 +99,15 @@ class PaDiM(Detector):
         self.height, self.width = (side // self.pyramid.strides[0] for side in config.image_size)
         self.register_buffer("channels", torch.randperm(total)[:kept].sort().values)
         self._require_memory(bytes_each=4)
-        self.gaussians = PositionGaussians(self.height * self.width, kept)
+        self.gaussians = PositionGaussians(self.height * self.width, kept, config.shared)
 
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = M(x), upsampled and smoothed; score = its maximum."""
         return self._as_map(self.gaussians(self._describe(image)), image)
+
+    def choices(self) -> list[str]:
+        """How much positions share, and why."""
+        return self.gaussians.choices("good parts")
 
     def left_out(self, image: Tensor) -> Prediction:
         """The same with each position's Gaussian as it would be without the image."""

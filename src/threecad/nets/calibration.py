@@ -59,10 +59,6 @@ from threecad.records import Prediction
 COARSE_WEIGHT = 0.3
 """Weight of the coarse and the nearest distance in the map. Values from 0.1 to 0.6 gave nearly equal results."""
 
-SHARED_COVARIANCE = 0.1
-"""Share of every coarse Σ that is the covariance of all positions together: some positions are nearly always altered,
-so that they have few samples of their own."""
-
 MOST_CHANNELS = 128
 """Most channels of a scale that a distance uses. A Σ of 1,024 channels at each position would take 1 GB."""
 
@@ -131,7 +127,7 @@ class Calibration(nn.Module):
         positions = [(height // stride) * (width // stride) for stride in teacher.strides]
         used = [len(range(0, channels, _channel_step(channels))) for channels in teacher.channels]
         self.fine = nn.ModuleList(PositionGaussians(*shape) for shape in zip(positions, used, strict=True))
-        self.coarse = PositionGaussians(positions[-1], branches * used[-1])
+        self.coarse = PositionGaussians(positions[-1], branches * used[-1], shared=True)
         self.pool = PatchPooling(used, teacher.strides, most_values=None, side=1, stride=PATCH_STRIDE)
         self.grid = (height // PATCH_STRIDE, width // PATCH_STRIDE)
         self.nearest = NearestPatches(
@@ -160,14 +156,15 @@ class Calibration(nn.Module):
         return (1 - (nearest + LEAST_SQUARE) / (position + LEAST_SQUARE)).clamp_min(0)
 
     def choices(self) -> list[str]:
-        """How much the nearest distance counts, and why, in words."""
+        """How much the nearest distance counts, and how much positions share, and why, in words."""
         if float(self._fine()[-1].count.max()) < 2:
             return ["one good part alone tells nothing of how far the next may lie from it"]
         position, nearest = self.usual_squares.mean.sqrt().tolist()
         return [
             f"left out, a good part lies {position:.2f} spreads from what the others show at each place and "
             f"{nearest:.2f} spreads from their nearest patches around it: such patches get "
-            f"{100 * float(self.unexplained()):.0f} % of the coarse map"
+            f"{100 * float(self.unexplained()):.0f} % of the coarse map",
+            *self.coarse.choices("altered parts beside their alteration"),
         ]
 
     def measure(self, comparison: Comparison, learnt: Tensor | None = None) -> Measured:
@@ -239,7 +236,7 @@ class Calibration(nn.Module):
 
     def conclude_coarse(self, sums: Mapping[str, Tensor], ridge: float) -> None:
         """Fit the coarse Gaussians to the sums; `ridge` as in `conclude_fine`."""
-        self.coarse.conclude(sums, ridge, relative=True, shared=SHARED_COVARIANCE)
+        self.coarse.conclude(sums, ridge, relative=True)
 
     def _fine(self) -> list[PositionGaussians]:
         return cast("list[PositionGaussians]", list(self.fine))

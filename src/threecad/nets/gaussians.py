@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from threecad.nets.maps import full_precision
 
 LEAST_VARIANCE = 1e-8  # mean variance assumed for features about 1 long where all images are alike, or there is one
+LEAST_SHARE = 1e-6  # of the largest variance: less in a direction is rounding
+PRIORS = torch.logspace(0, 5, 101, dtype=torch.float64)  # among which the likeliest is looked for
 LEAST_DENOMINATOR = {torch.float32: 1e-4, torch.float64: 1e-7}  # lower bound of the denominator in `left_out`
-POSITIONS_AT_ONCE = 512  # whose Σ are inverted together, in float64
+POSITIONS_AT_ONCE = 512  # whose Σ are decomposed together, in float64; so many also tell how much all share
 
 
 class PositionGaussians(nn.Module):
@@ -25,17 +27,26 @@ class PositionGaussians(nn.Module):
         mean: μ, (P, D).
         factor: W with W W^T = Σ^-1, (P, D, D); the identity until fitted.
         count: N, how many vectors each position was fitted to, (P,).
+        prior: k, how many vectors the covariance of all positions is worth at each of them, (); only where `shared`.
+
+    Args:
+        positions: P.
+        dimensions: D.
+        shared: whether each Σ is drawn towards the covariance of all positions, as far as `likeliest_prior` says.
     """
 
     mean: Tensor
     factor: Tensor
     count: Tensor
+    prior: Tensor
 
-    def __init__(self, positions: int, dimensions: int) -> None:
+    def __init__(self, positions: int, dimensions: int, shared: bool = False) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(positions, dimensions))
         self.register_buffer("factor", torch.eye(dimensions).repeat(positions, 1, 1))
         self.register_buffer("count", torch.zeros(positions))
+        self.shared = shared
+        self.register_buffer("prior", torch.zeros(()), persistent=shared)
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Mahalanobis distances (B, P) of vectors (P, B, D); in float64 where they are, few positions at once."""
@@ -49,14 +60,24 @@ class PositionGaussians(nn.Module):
         """Distances (B, P) of vectors that the fit has seen, as if each had been left out of it.
 
         Without x, μ moves by (x - μ) / (N - 1) and the scatter loses a matrix of rank one, so that (Sherman and
-        Morrison) M² becomes (N / (N - 1))² M² / (1 - M² N / (N - 1)²); the divisor of Σ stays. Where there are fewer
-        vectors than dimensions, the difference is as small as 1 / M²: give distances in float64 there.
+        Morrison) M² becomes (N / (N - 1))² M² / (1 - M² N / ((N - 1) (N - 1 + k))); the divisor of Σ stays. Where k is
+        0 and there are fewer vectors than dimensions, the difference is as small as 1 / M²: give distances in float64
+        there.
         """
         count = self.count.clamp_min(2).to(distances.dtype)
         square = distances.square()
         least = LEAST_DENOMINATOR[distances.dtype]
-        denominator = (1 - square * count / (count - 1).square()).clamp_min(least)
+        denominator = (1 - square * count / ((count - 1) * (count - 1 + self.prior))).clamp_min(least)
         return count / (count - 1) * (square / denominator).sqrt()
+
+    def choices(self, what: str) -> list[str]:
+        """How much positions share, and why, in words; `what` was seen: "good parts"."""
+        if not self.shared:
+            return []
+        return [
+            f"how {what} vary at a place is told by the {float(self.count.median()):.0f} seen there and, as if by "
+            f"{float(self.prior):.0f} more, by all places together: the likeliest number"
+        ]
 
     def empty_sums(self) -> dict[str, Tensor]:
         """Sums of no vectors, float64."""
@@ -75,13 +96,12 @@ class PositionGaussians(nn.Module):
         sums["sum"].add_(vectors.sum(dim=1))
         sums["product"].baddbmm_(vectors.transpose(1, 2), vectors)
 
-    def conclude(self, sums: Mapping[str, Tensor], ridge: float, relative: bool = False, shared: float = 0.0) -> None:
+    def conclude(self, sums: Mapping[str, Tensor], ridge: float, relative: bool = False) -> None:
         """Means and factors from sums.
 
         Args:
             ridge: added to the diagonal of Σ.
             relative: whether `ridge` is a share of the mean variance.
-            shared: share of every Σ that is the covariance of all positions together, for positions rarely seen.
         """
         count = sums["count"].clamp_min(1)
         mean = sums["sum"] / count.unsqueeze(1)
@@ -90,12 +110,13 @@ class PositionGaussians(nn.Module):
         if relative:
             variance = sums["product"].diagonal(dim1=1, dim2=2) / count.unsqueeze(1) - mean.square()
             ridge *= float(variance.mean().clamp_min(LEAST_VARIANCE))
-        together = covariance_of_all(sums["product"], mean, count, ridge) if shared else None
+        if self.shared:
+            self.prior.fill_(likeliest_prior(sums["product"], mean, count))
+        common = covariance_of_all(sums["product"], mean, count, ridge)
+        share = self.prior.double() / (count - 1 + self.prior).clamp_min(1)
         for part in torch.arange(len(mean), device=mean.device).split(POSITIONS_AT_ONCE):
-            sigma = covariance(sums["product"][part], mean[part], count[part], ridge)
-            if together is not None:
-                sigma = sigma.lerp(together, shared)
-            self.factor[part] = whitening(sigma).float()
+            own = covariance(sums["product"][part], mean[part], count[part], ridge)
+            self.factor[part] = whitening(own.lerp(common, share[part].view(-1, 1, 1))).float()
 
 
 def covariance(product: Tensor, mean: Tensor, count: Tensor, ridge: float) -> Tensor:
@@ -115,6 +136,42 @@ def covariance_of_all(product: Tensor, mean: Tensor, count: Tensor, ridge: float
     """The covariance about each position's own mean, over all positions together, plus ε I: (D, D)."""
     scatter = product.sum(dim=0) - (count.unsqueeze(1) * mean).T @ mean
     return scatter / (count - 1).sum().clamp_min(1) + ridge * identity(mean)
+
+
+def likeliest_prior(product: Tensor, mean: Tensor, count: Tensor) -> float:
+    """k under which what was seen at all positions is likeliest, if their Σ vary about the covariance of all, Σ_all.
+
+    With the prior Σ ~ inverse Wishart(k + D + 1, k Σ_all), the mean of what may be a position's Σ, once its N vectors
+    with covariance S are seen, is ((N - 1) S + k Σ_all) / (N - 1 + k). The ridge has to stay out: in it all agree.
+
+    Args:
+        product, mean, count: as in `covariance`; positions with fewer than two vectors tell nothing.
+    """
+    told = (count >= 2).nonzero().flatten()
+    if not len(told):
+        return float(PRIORS[-1])
+    common = covariance_of_all(product[told], mean[told], count[told], ridge=0.0)
+    variances, directions = torch.linalg.eigh(common)
+    varying = variances > LEAST_SHARE * variances.max().clamp_min(LEAST_VARIANCE)
+    if not varying.any():
+        return float(PRIORS[-1])
+    turn = directions[:, varying] / variances[varying].sqrt()  # to units of Σ_all, where vectors vary at all
+
+    some = told[:: -(-len(told) // POSITIONS_AT_ONCE)]
+    own = covariance(product[some], mean[some], count[some], ridge=0.0)
+    seen, dimensions = count[some] - 1, turn.shape[1]
+    scatter = torch.linalg.eigvalsh(turn.T @ own @ turn).clamp_min(0) * seen.unsqueeze(1)  # (P, D)
+    gamma = torch.special.multigammaln
+
+    def log_likelihood(k: Tensor) -> Tensor:
+        """Up to what does not depend on k."""
+        before = (k + dimensions + 1).expand_as(seen)
+        after = before + seen
+        fit = dimensions * before * k.log() - after * (scatter + k).log().sum(dim=1)
+        return (gamma(after / 2, dimensions) - gamma(before / 2, dimensions) + fit / 2).sum()
+
+    priors = PRIORS.to(mean.device)
+    return float(priors[torch.stack([log_likelihood(k) for k in priors]).argmax()])
 
 
 def identity(vectors: Tensor) -> Tensor:
