@@ -24,7 +24,7 @@ import threecad
 from threecad.data.readers import read_category
 
 COLUMNS = ("category", "method", "parts", "draw", "i_auroc", "p_ap", "fit_s")
-COLOURS = {"padim": "#2b6c9b", "patchcore": "#2b7a4b", "cfrg": "#b3392f"}
+COLOURS = {"padim": "#2b6c9b", "padim+shared": "#8a5fb0", "patchcore": "#2b7a4b", "cfrg": "#b3392f"}
 METRICS = {"i_auroc": "I-AUROC", "p_ap": "AP of pixels"}
 PANEL, GAP, LEFT, TOP = (300, 150), 56, 60, 56  # px
 
@@ -84,12 +84,13 @@ def measured(root: Path, name: str, method: str, parts: int, draw: int) -> Row:
         run, exclude = Path(folder) / "run", Path(folder) / "exclude.txt"
         paths = [category.path_in_root(category.train[index].image) for index in left]
         exclude.write_text("\n".join(paths), encoding="utf-8")
+        method_name, _, option = method.partition("+")
         settings = {
             "data": {"exclude": exclude, "holdout": 0.0, "textures": "procedural"},
-            "method": {"backbone": "embedded"},
+            "method": {"backbone": "embedded"} | ({option: True} if option else {}),
             "training": {"preset": "quick", "seed": draw},
         }
-        threecad.fit(method, root, run, categories=[name], settings=settings)
+        threecad.fit(method_name, root, run, categories=[name], settings=settings)
         scores = threecad.evaluate(run, root, [name])
     return Row(name, method, parts, draw, round(scores["i_auroc"], 4), round(scores["p_ap"], 4), scores["duration_s"])
 

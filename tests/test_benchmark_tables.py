@@ -178,6 +178,13 @@ def test_ablations_show_score_change_and_whether_the_papers_sign_is_ours(plant: 
     assert "| a | full |" in table
 
 
+@pytest.mark.parametrize("change", [-0.0001, 0.0, 0.0001])
+def test_a_change_that_rounds_to_nothing_has_no_sign(plant: Plant, tmp_path: Path, change: float) -> None:
+    plant(variant="full", p_ap=0.5)
+    plant(variant="other", p_ap=0.5 + change)
+    assert line_of(printed(tmp_path / "out"), "| a | other |").endswith("| 50.0 / 0.0 |")
+
+
 def test_a_row_that_is_not_its_presets_says_in_which_settings(plant: Plant, tmp_path: Path) -> None:
     pure, departed, unknown = plant("padim"), plant("rd"), plant("cfrg")
     for file, found in ((pure, ["method.backbone"]), (departed, ["method.epochs", "method.weights", "training.batch"])):

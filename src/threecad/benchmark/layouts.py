@@ -143,7 +143,8 @@ def _cell(cell: Sequence[Value | None], bold: Callable[[str], str], plus_minus: 
 
 
 def _number(value: Value, bold: Callable[[str], str], plus_minus: str) -> str:
-    text = f"{value.mean:+.1f}".replace("-", "−") if value.signed else f"{value.mean:.1f}"
+    text = f"{value.mean:+z.1f}".replace("-", "−") if value.signed else f"{value.mean:.1f}"
+    text = "0.0" if text == "+0.0" else text  # a change that rounds to nothing has no sign
     text = bold(text) if value.best else text
     return text if value.std is None else f"{text} {plus_minus} {value.std:.1f}"
 
