@@ -116,7 +116,7 @@ class PositionGaussians(nn.Module):
         share = self.prior.double() / (count - 1 + self.prior).clamp_min(1)
         for part in torch.arange(len(mean), device=mean.device).split(POSITIONS_AT_ONCE):
             own = covariance(sums["product"][part], mean[part], count[part], ridge)
-            self.factor[part] = whitening(own.lerp(common, share[part].view(-1, 1, 1))).float()
+            self.factor[part] = whitening(own.lerp_(common, share[part].view(-1, 1, 1))).float()
 
 
 def covariance(product: Tensor, mean: Tensor, count: Tensor, ridge: float) -> Tensor:
@@ -147,16 +147,13 @@ def likeliest_prior(product: Tensor, mean: Tensor, count: Tensor) -> float:
     Args:
         product, mean, count: as in `covariance`; positions with fewer than two vectors tell nothing.
     """
-    told = (count >= 2).nonzero().flatten()
-    if not len(told):
-        return float(PRIORS[-1])
-    common = covariance_of_all(product[told], mean[told], count[told], ridge=0.0)
-    variances, directions = torch.linalg.eigh(common)
+    variances, directions = torch.linalg.eigh(covariance_of_all(product, mean, count, ridge=0.0))
     varying = variances > LEAST_SHARE * variances.max().clamp_min(LEAST_VARIANCE)
     if not varying.any():
         return float(PRIORS[-1])
     turn = directions[:, varying] / variances[varying].sqrt()  # to units of Σ_all, where vectors vary at all
 
+    told = (count >= 2).nonzero().flatten()
     some = told[:: -(-len(told) // POSITIONS_AT_ONCE)]
     own = covariance(product[some], mean[some], count[some], ridge=0.0)
     seen, dimensions = count[some] - 1, turn.shape[1]
