@@ -83,6 +83,7 @@ class PaDiM(Detector):
     batch = 32
     quick = Preset(training={"batch": 16})
     leaves_out = True
+    advice = "fewer good parts than 200? with `--set method.shared=true` places share what they have in common"
     config: PaDiMConfig
 
     channels: Tensor  # (D,) which of the concatenated channels describe a position
