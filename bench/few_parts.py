@@ -5,7 +5,8 @@
 
 Each draw is another choice of good parts, and the seed of the fit; after the given numbers come all parts. Every fit
 and evaluation is the tool's own (`quick`, embedded backbone, no parts kept aside). A row is written as soon as it is
-known, and what has a row is not done again. The picture is drawn from the rows alone.
+known, and what has a row is not done again. The picture is drawn from the rows alone. `padim-unshared` is PaDiM with
+`method.shared = false`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import threecad
 from threecad.data.readers import read_category
 
 COLUMNS = ("category", "method", "parts", "draw", "i_auroc", "p_ap", "fit_s")
-COLOURS = {"padim": "#2b6c9b", "padim+shared": "#8a5fb0", "patchcore": "#2b7a4b", "cfrg": "#b3392f"}
+COLOURS = {"padim": "#2b6c9b", "padim-unshared": "#9db8cc", "patchcore": "#2b7a4b", "cfrg": "#b3392f"}
 METRICS = {"i_auroc": "I-AUROC", "p_ap": "AP of pixels"}
 PANEL, GAP, LEFT, TOP = (300, 150), 56, 60, 56  # px
 
@@ -84,10 +85,10 @@ def measured(root: Path, name: str, method: str, parts: int, draw: int) -> Row:
         run, exclude = Path(folder) / "run", Path(folder) / "exclude.txt"
         paths = [category.path_in_root(category.train[index].image) for index in left]
         exclude.write_text("\n".join(paths), encoding="utf-8")
-        method_name, _, option = method.partition("+")
+        method_name, _, unshared = method.partition("-")
         settings = {
             "data": {"exclude": exclude, "holdout": 0.0, "textures": "procedural"},
-            "method": {"backbone": "embedded"} | ({option: True} if option else {}),
+            "method": {"backbone": "embedded"} | ({"shared": False} if unshared else {}),
             "training": {"preset": "quick", "seed": draw},
         }
         threecad.fit(method_name, root, run, categories=[name], settings=settings)

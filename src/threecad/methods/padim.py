@@ -16,9 +16,9 @@ Where each equation is
 Differences
     from the paper
       - Images are resized to a square and not cropped; the paper crops 224 out of 256, defects near the border with it.
-    ours, off by default
+    ours, off in the `paper` preset
       - `shared`: each Σ is drawn towards the covariance of all positions, as far as the good parts make likely
-        (`nets.gaussians.likeliest_prior`); for fewer parts than features.
+        (`nets.gaussians.likeliest_prior`). With fewer parts than features little else is known of a position.
     from anomalib (no official code exists; the 3CAD paper ran anomalib)
       - Sums of x and x x^T stream through the fit, in float64: the same Σ in constant memory, where anomalib keeps all
         embeddings. The fit needs 8 bytes a number of Σ: 0.3 GB at 256×256 with 100 features, 10 GB with 550.
@@ -81,9 +81,8 @@ class PaDiM(Detector):
     paper = METHODS.paper("padim")
     Config = PaDiMConfig
     batch = 32
-    quick = Preset(training={"batch": 16})
+    quick = Preset(method={"shared": True}, training={"batch": 16})
     leaves_out = True
-    advice = "fewer good parts than 200? with `--set method.shared=true` places share what they have in common"
     config: PaDiMConfig
 
     channels: Tensor  # (D,) which of the concatenated channels describe a position
