@@ -24,7 +24,7 @@ from threecad.runs import RunFolder
 from threecad.tensors import to_tensor
 
 HEADER = ("set", "weight", "P-AUROC", "P-PRO per image", "P-PRO pooled", "AP")
-WEIGHTS = (0.0, 0.05, 0.1, 0.2, COARSE_WEIGHT, 0.6, 1.0)
+WEIGHTS = (0.0, 0.1, COARSE_WEIGHT, 1.0)
 BATCH = 8
 
 
