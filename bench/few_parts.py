@@ -128,7 +128,7 @@ def picture(rows: Sequence[Row]) -> str:
         f'<rect width="{whole[0]}" height="{whole[1]}" fill="#ffffff"/>',
     ]
     for index, method in enumerate(methods):
-        x = LEFT + 130 * index
+        x = LEFT + 150 * index
         drawn.append(f'<path d="M{x} 20h24" stroke="{COLOURS[method]}" stroke-width="2"/>')
         drawn.append(f'<text x="{x + 30}" y="24">{method}</text>')
     for line, category in enumerate(categories):
