@@ -17,7 +17,7 @@ from threecad.synthesis import augment
 from threecad.synthesis.blending import TextureSynthesizer
 from threecad.synthesis.colour import AXES, hsv_to_rgb, rgb_to_hsv
 from threecad.synthesis.foreground import otsu_foreground
-from threecad.synthesis.noise import lattice_noise, perlin_mask, perlin_noise, small_pieces
+from threecad.synthesis.noise import lattice_noise, perlin_mask, perlin_noise
 from threecad.synthesis.rotation import rotate
 from threecad.synthesis.textures import FolderTextures, ProceduralTextures, texture_source
 
@@ -97,22 +97,6 @@ def test_about_one_mask_in_twenty_is_empty_and_the_others_cover_a_twentieth() ->
     covered = masks.mean(dim=1)
     assert 0.025 < (covered == 0).float().mean() < 0.075
     assert 0.045 < covered[covered > 0].mean() < 0.065
-
-
-def test_small_pieces_lie_in_their_masks_are_small_and_may_be_thin() -> None:
-    masks = torch.ones(400, 1, 128, 160)
-    masks[0], masks[1:200, :, :, :80] = 0, 0
-    pieces = small_pieces(masks, seeded(0))
-    assert pieces[0].sum() == 0 and (pieces <= masks).all()
-    shares = pieces[200:].mean(dim=(1, 2, 3))
-    assert 1 / (128 * 160) <= shares.min() < 0.0004 and 0.006 < shares.max() < 0.012
-    long = []
-    for piece in pieces[200:, 0]:
-        y, x = piece.nonzero().double().T
-        if len(x) > 60 and x.min() > 3 and x.max() < 156 and y.min() > 3 and y.max() < 124:
-            spreads = torch.linalg.eigvalsh(torch.cov(torch.stack([y, x])))
-            long.append(float((spreads[1] / spreads[0]).sqrt()))
-    assert min(long) < 1.5 and max(long) > 8
 
 
 def test_a_mask_is_where_noise_exceeds_a_half() -> None:
@@ -428,16 +412,6 @@ def test_eight_bit_blending_cuts_down_to_levels_inside_the_mask_only() -> None:
     assert torch.equal(whole.augmented[outside], images[outside])
 
 
-def test_half_of_the_masks_are_cut_down_where_half_are_to_be_small() -> None:
-    images = torch.zeros(200, 3, 64, 64)
-    plain, half, all_small = (
-        TextureSynthesizer(ProceduralTextures(), small=chance)(images, seeded(0)).mask.mean(dim=(1, 2, 3))
-        for chance in (0.0, 0.5, 1.0)
-    )
-    assert all_small.max() < 0.012 < 0.03 < plain.mean()
-    assert 0.3 < ((half < plain) & (plain > 0.02)).sum() / (plain > 0.02).sum() < 0.7
-
-
 def test_anomalies_stay_within_the_foreground() -> None:
     def left_half(images: Tensor) -> Tensor:
         mask = torch.ones(len(images), 1, *images.shape[-2:])
@@ -467,13 +441,8 @@ def test_an_image_of_one_level_is_all_foreground() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {},
-        {"small": 0.5},
-        {"share": 0.5, "augment": True, "rotate_clean": 0.3},
-        {"share": 0.5, "augment": True, "eight_bit": True},
-    ],
-    ids=["cfrg", "small", "draem", "realnet"],
+    [{}, {"share": 0.5, "augment": True, "rotate_clean": 0.3}, {"share": 0.5, "augment": True, "eight_bit": True}],
+    ids=["cfrg", "draem", "realnet"],
 )
 def test_a_batch_follows_from_the_generator_alone(options: dict) -> None:
     images = dark_images(12, (96, 80))

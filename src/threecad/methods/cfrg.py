@@ -128,9 +128,6 @@ class CFRGConfig(BackboneConfig):
     """Most patches of good parts that the calibration remembers, 4 bytes a value on disk and in memory; a fit makes no
     room for more than its images have."""
 
-    small: float = Field(default=0.0, ge=0, le=1)
-    """Chance of a training image's mask to be cut down to a small, often thin piece of it (ours)."""
-
     @model_validator(mode="after")
     def _something_in_the_map(self) -> Self:
         if self.distillation_map and self.recovery:
@@ -225,7 +222,7 @@ class CFRG(Detector):
             ],
             duration=Epochs(self.config.epochs),
             schedule=milestones((0.8, 0.9), 0.2),
-            synthesizer=TextureSynthesizer(textures, small=self.config.small),
+            synthesizer=synthesizer,
         )
         if self.calibration is not None:
             ridge = self.config.ridge

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from threecad.records import Batch
 from threecad.synthesis import TextureSource
 from threecad.synthesis.augment import augment_textures
-from threecad.synthesis.noise import perlin_mask, small_pieces
+from threecad.synthesis.noise import perlin_mask
 from threecad.synthesis.rotation import random_degrees, rotate
 
 ROUNDING = 1e-3  # so that a level that float32 holds as 127.99999 stays 128
@@ -30,9 +30,6 @@ class TextureSynthesizer:
 
     opacity: tuple[float, float] = (0.2, 1.0)
     """Range of the texture's weight inside the mask, drawn uniformly for each image."""
-
-    small: float = 0.0
-    """Chance of a mask to be cut down to a small piece of it (`noise.small_pieces`). Ours."""
 
     share: float = 1.0
     """Chance of an image to be chosen for an anomaly; the others keep an all-zero mask. DRAEM and RealNet: 0.5."""
@@ -78,9 +75,6 @@ class TextureSynthesizer:
         """`image` (B, 3, H, W) with an anomaly each, and their masks (B, 1, H, W)."""
         count, _, height, width = image.shape
         mask = perlin_mask(count, (height, width), generator).to(image.device)
-        if self.small > 0:
-            chosen = _chosen(count, self.small, generator)
-            mask[chosen.to(image.device)] = small_pieces(mask.to(generator.device)[chosen], generator).to(image.device)
         if self.foreground is not None:
             mask *= self.foreground(image)
         texture = self.textures.sample(count, (height, width), generator)

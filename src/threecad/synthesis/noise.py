@@ -20,35 +20,11 @@ from threecad.synthesis.rotation import random_degrees, rotate
 FINEST_EXPONENT = 5  # 2^5 cells along a side
 NARROWEST_CELL_PX = 4  # a finer lattice would be sampled next to its corners only, where the noise is zero
 THRESHOLD = 0.5
-SMALL_AREA = (0.0002, 0.01)  # of the image
-MOST_ELONGATED = 20
 
 
 def perlin_mask(count: int, size: tuple[int, int], generator: Generator) -> Tensor:
     """Masks (count, 1, H, W), 1.0 where rotated Perlin noise exceeds 0.5, else 0.0; about 5 % of them are empty."""
     return (perlin_noise(count, size, generator) > THRESHOLD).float()
-
-
-def small_pieces(masks: Tensor, generator: Generator) -> Tensor:
-    """Of each mask (B, 1, H, W) what lies inside an ellipse around one of its pixels, on the generator's device.
-
-    Its area is 0.02 % to 1 % of the image, its length 1 to 20 times its width, both drawn evenly on a scale of
-    logarithms; its direction is any. Narrower than a pixel it is not.
-    """
-    count, _, height, width = masks.shape
-    draws = torch.rand(3, count, generator=generator, device=generator.device)
-    area = height * width * SMALL_AREA[0] * (SMALL_AREA[1] / SMALL_AREA[0]) ** draws[0]
-    elongation, angle = MOST_ELONGATED ** draws[1], math.pi * draws[2]
-    lottery = masks * (torch.rand(masks.shape, generator=generator, device=generator.device) + 0.5)
-    centre = lottery.flatten(1).argmax(dim=1)
-    along_rows = torch.arange(height, device=masks.device).view(1, -1, 1) - (centre // width).view(-1, 1, 1)
-    along_columns = torch.arange(width, device=masks.device).view(1, 1, -1) - (centre % width).view(-1, 1, 1)
-    sine, cosine = angle.sin().view(-1, 1, 1), angle.cos().view(-1, 1, 1)
-    length = (area * elongation / math.pi).sqrt().clamp_min(0.5).view(-1, 1, 1)
-    breadth = (area / elongation / math.pi).sqrt().clamp_min(0.5).view(-1, 1, 1)
-    lengthwise = (along_columns * cosine + along_rows * sine) / length
-    crosswise = (along_rows * cosine - along_columns * sine) / breadth
-    return masks * (lengthwise.square() + crosswise.square() <= 1).unsqueeze(1)
 
 
 def perlin_noise(count: int, size: tuple[int, int], generator: Generator) -> Tensor:
