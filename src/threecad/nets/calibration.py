@@ -10,7 +10,8 @@ nothing is wrong, M² is about the number of channels. There are two such distan
 - The coarse distance compares the features of all branches with the teacher's, at the coarsest scale. Receptive fields
   reach beyond a defect, so features beside it change too. Good parts never show this, and a Gaussian fitted on them
   would mark a halo around each defect. This one is therefore fitted on synthetically altered parts, at the positions
-  that are not altered.
+  that are not altered. Some positions nearly always are, so that each Σ is drawn towards that of all positions, as far
+  as what was seen makes likely (`nets.gaussians.likeliest_prior`).
 
 What is known of a position helps only where parts lie still, and where there are enough of them. So there is a third
 distance that looks around:
