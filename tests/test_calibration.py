@@ -275,9 +275,9 @@ def test_positions_that_differ_in_nothing_share_all() -> None:
     alike = shared_gaussians(torch.randn(64, 20, 6, generator=generator))
     assert float(alike.prior) > 20 * 20
     nothing = shared_gaussians(torch.ones(4, 20, 6))
-    once = shared_gaussians(torch.randn(4, 1, 6, generator=generator))
-    for gaussians in (nothing, once):
-        assert gaussians(torch.randn(4, 3, 6, generator=generator)).isfinite().all()
+    once = [shared_gaussians(size * torch.randn(4096, 1, 6, generator=generator)) for size in (1, 100)]
+    for gaussians in (nothing, *once):
+        assert gaussians(torch.randn(len(gaussians.mean), 3, 6, generator=generator)).isfinite().all()
 
 
 def test_few_vectors_measure_those_to_come_better_with_what_all_positions_share() -> None:

@@ -72,7 +72,7 @@ class PositionGaussians(nn.Module):
 
     def choices(self, what: str) -> list[str]:
         """How much positions share, and why, in words; `what` was seen: "good parts"."""
-        if not self.shared:
+        if not self.shared or self.count.max() < 2:
             return []
         return [
             f"how {what} vary at a place is told by the {float(self.count.median()):.0f} seen there and, as if by "
@@ -147,13 +147,13 @@ def likeliest_prior(product: Tensor, mean: Tensor, count: Tensor) -> float:
     Args:
         product, mean, count: as in `covariance`; positions with fewer than two vectors tell nothing.
     """
+    told = (count >= 2).nonzero().flatten()
     variances, directions = torch.linalg.eigh(covariance_of_all(product, mean, count, ridge=0.0))
     varying = variances > LEAST_SHARE * variances.max().clamp_min(LEAST_VARIANCE)
-    if not varying.any():
+    if not len(told) or not varying.any():
         return float(PRIORS[-1])
     turn = directions[:, varying] / variances[varying].sqrt()  # to units of Σ_all, where vectors vary at all
 
-    told = (count >= 2).nonzero().flatten()
     some = told[:: -(-len(told) // POSITIONS_AT_ONCE)]
     own = covariance(product[some], mean[some], count[some], ridge=0.0)
     seen, dimensions = count[some] - 1, turn.shape[1]
