@@ -9,19 +9,9 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from threecad.checkpoint import load_detector
-from threecad.data.loading import load_images, load_masks
-from threecad.data.readers import read_category
-from threecad.devices import autocast
+from threecad.evaluation import Seen, evaluate_run
 from threecad.metrics import pixel_scores
 from threecad.records import GOOD
-from threecad.runs import RunFolder
-from threecad.tensors import to_tensor
-
-BATCH = 8
 
 
 def main() -> None:
@@ -38,18 +28,12 @@ def main() -> None:
 
 def average_precisions(run: Path, root: Path) -> Iterator[tuple[str, float]]:
     """AP of each type of defect."""
-    detector, record = load_detector(RunFolder(run))
-    category, size = read_category(root, *record.categories), detector.config.image_size
-    images, masks = np.array(load_images(category.test, size)), load_masks(category.test, size)
-    maps = np.empty((len(images), *size), np.float32)
-    with torch.no_grad(), autocast(record.precision, torch.device("cpu")):
-        for first in range(0, len(images), BATCH):
-            found = detector(to_tensor(images[first : first + BATCH])).anomaly_map
-            maps[first : first + BATCH] = found[:, 0].float().numpy()
-    kinds = [sample.defect for sample in category.test]
-    for kind in sorted(set(kinds) - {GOOD}):
-        shown = [index for index, one in enumerate(kinds) if one in (GOOD, kind)]
-        yield kind, pixel_scores(maps[shown], [masks[index] for index in shown]).p_ap
+    seen: list[Seen] = []
+    evaluate_run(run, root, on_image=seen.append)
+    for kind in sorted({part.sample.defect for part in seen} - {GOOD}):
+        shown = [part for part in seen if part.sample.defect in (GOOD, kind)]
+        maps = [part.found.at(part.mask.shape) for part in shown]
+        yield kind, pixel_scores(maps, [part.mask for part in shown]).p_ap
 
 
 if __name__ == "__main__":

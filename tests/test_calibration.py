@@ -85,6 +85,7 @@ def test_the_score_is_the_whitened_length_of_the_coarsest_recovery_difference() 
 
 def test_the_coarse_distance_is_whitened_by_all_differences_together_where_nothing_is_altered() -> None:
     made = calibration(branches=2)
+    made.coarse = PositionGaussians(SIDES[-1] ** 2, 2 * CHANNELS[-1])  # each position for itself
     (teacher, recovered), (_, student) = pyramids(60), pyramids(60, seed=1)
     student = [t + 0.2 * s for t, s in zip(teacher, student, strict=True)]
     mask = torch.zeros(60, 1, 64, 64)
@@ -94,7 +95,6 @@ def test_the_coarse_distance_is_whitened_by_all_differences_together_where_nothi
         batch = slice(first, first + 20)
         made.add_coarse(sums, comparison(*(part(f, batch) for f in (teacher, recovered, student))), mask[batch])
     assert sums["count"].tolist() == [40, 40, 60, 60]
-    made.coarse.shared = False
     made.coarse.conclude(sums, ridge=1e-9)
     found = made(comparison(teacher, recovered, student)).anomaly_map
 
@@ -243,19 +243,19 @@ def test_good_parts_that_were_learnt_from_look_as_good_parts_to_come() -> None:
     assert 0.8 * to_come < left_out < 1.25 * to_come
 
 
-def shared_gaussians(vectors: Tensor, counted: Tensor | None = None, ridge: float = 1e-6) -> PositionGaussians:
+def gaussians_of(vectors: Tensor, counted: Tensor | None = None, shared: bool = True) -> PositionGaussians:
     """Those of vectors (P, N, D), of which only some may be `counted` (P, N)."""
-    gaussians = PositionGaussians(len(vectors), vectors.shape[2], shared=True)
+    gaussians = PositionGaussians(len(vectors), vectors.shape[2], shared)
     sums = gaussians.empty_sums()
     gaussians.add(sums, vectors, counted)
-    gaussians.conclude(sums, ridge)
+    gaussians.conclude(sums, ridge=1e-6)
     return gaussians
 
 
 def test_a_position_that_was_never_seen_has_the_spread_of_the_others() -> None:
     vectors = torch.randn(3, 500, 4, generator=torch.Generator().manual_seed(0))
     counted = torch.tensor([True, True, False]).unsqueeze(1).expand(3, 500)
-    squares = shared_gaussians(vectors, counted)(vectors).square().mean(dim=0) / 4
+    squares = gaussians_of(vectors, counted)(vectors).square().mean(dim=0) / 4
     torch.testing.assert_close(squares, torch.ones(3), rtol=0.1, atol=0)
 
 
@@ -266,16 +266,16 @@ def test_positions_share_as_much_as_they_have_in_common() -> None:
         rng = np.random.default_rng(k)
         sigmas = scipy.stats.invwishart(df=k + 4 + 1, scale=k * common).rvs(400, random_state=rng)
         vectors = np.stack([rng.multivariate_normal(np.zeros(4), sigma, size=25) for sigma in sigmas])
-        found = float(shared_gaussians(torch.tensor(vectors, dtype=torch.float32)).prior)
+        found = float(gaussians_of(torch.tensor(vectors, dtype=torch.float32)).prior)
         assert k / 1.6 < found < 1.6 * k
 
 
 def test_positions_that_differ_in_nothing_share_all() -> None:
     generator = torch.Generator().manual_seed(0)
-    alike = shared_gaussians(torch.randn(64, 20, 6, generator=generator))
+    alike = gaussians_of(torch.randn(64, 20, 6, generator=generator))
     assert float(alike.prior) > 20 * 20
-    nothing = shared_gaussians(torch.ones(4, 20, 6))
-    once = [shared_gaussians(size * torch.randn(4096, 1, 6, generator=generator)) for size in (1, 100)]
+    nothing = gaussians_of(torch.ones(4, 20, 6))
+    once = [gaussians_of(size * torch.randn(4096, 1, 6, generator=generator)) for size in (1, 100)]
     for gaussians in (nothing, *once):
         assert gaussians(torch.randn(len(gaussians.mean), 3, 6, generator=generator)).isfinite().all()
 
@@ -284,11 +284,7 @@ def test_few_vectors_measure_those_to_come_better_with_what_all_positions_share(
     generator = torch.Generator().manual_seed(0)
     spreads = 1 + torch.rand(64, 1, 8, generator=generator)
     learnt, to_come = (spreads * torch.randn(64, count, 8, generator=generator) for count in (10, 200))
-    shared = shared_gaussians(learnt)
-    alone = PositionGaussians(64, 8)
-    sums = alone.empty_sums()
-    alone.add(sums, learnt)
-    alone.conclude(sums, ridge=1e-6)
+    shared, alone = gaussians_of(learnt), gaussians_of(learnt, shared=False)
     own, together = (float(one(to_come).square().mean()) / 8 for one in (alone, shared))
     assert own > 4 > 1.5 > together > 1
     left_out = float(shared.left_out(shared(learnt)).square().mean()) / 8

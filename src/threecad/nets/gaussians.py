@@ -111,12 +111,15 @@ class PositionGaussians(nn.Module):
             variance = sums["product"].diagonal(dim1=1, dim2=2) / count.unsqueeze(1) - mean.square()
             ridge *= float(variance.mean().clamp_min(LEAST_VARIANCE))
         if self.shared:
-            self.prior.fill_(likeliest_prior(sums["product"], mean, count))
-        common = covariance_of_all(sums["product"], mean, count, ridge)
-        share = self.prior.double() / (count - 1 + self.prior).clamp_min(1)
+            common = covariance_of_all(sums["product"], mean, count)
+            self.prior.fill_(likeliest_prior(sums["product"], mean, count, common))
+            common = common + ridge * identity(mean)
+            share = self.prior.double() / (count - 1 + self.prior).clamp_min(1)
         for part in torch.arange(len(mean), device=mean.device).split(POSITIONS_AT_ONCE):
-            own = covariance(sums["product"][part], mean[part], count[part], ridge)
-            self.factor[part] = whitening(own.lerp_(common, share[part].view(-1, 1, 1))).float()
+            sigma = covariance(sums["product"][part], mean[part], count[part], ridge)
+            if self.shared:
+                sigma.lerp_(common, share[part].view(-1, 1, 1))
+            self.factor[part] = whitening(sigma).float()
 
 
 def covariance(product: Tensor, mean: Tensor, count: Tensor, ridge: float) -> Tensor:
@@ -132,13 +135,13 @@ def covariance(product: Tensor, mean: Tensor, count: Tensor, ridge: float) -> Te
     return scatter / (count - 1).clamp_min(1) + ridge * identity(mean)
 
 
-def covariance_of_all(product: Tensor, mean: Tensor, count: Tensor, ridge: float) -> Tensor:
-    """The covariance about each position's own mean, over all positions together, plus ε I: (D, D)."""
+def covariance_of_all(product: Tensor, mean: Tensor, count: Tensor) -> Tensor:
+    """Σ_all, (D, D): the covariance about each position's own mean, over all positions together."""
     scatter = product.sum(dim=0) - (count.unsqueeze(1) * mean).T @ mean
-    return scatter / (count - 1).sum().clamp_min(1) + ridge * identity(mean)
+    return scatter / (count - 1).sum().clamp_min(1)
 
 
-def likeliest_prior(product: Tensor, mean: Tensor, count: Tensor) -> float:
+def likeliest_prior(product: Tensor, mean: Tensor, count: Tensor, common: Tensor) -> float:
     """k under which what was seen at all positions is likeliest, if their Σ vary about the covariance of all, Σ_all.
 
     With the prior Σ ~ inverse Wishart(k + D + 1, k Σ_all), the mean of what may be a position's Σ, once its N vectors
@@ -146,9 +149,10 @@ def likeliest_prior(product: Tensor, mean: Tensor, count: Tensor) -> float:
 
     Args:
         product, mean, count: as in `covariance`; positions with fewer than two vectors tell nothing.
+        common: Σ_all, (D, D).
     """
     told = (count >= 2).nonzero().flatten()
-    variances, directions = torch.linalg.eigh(covariance_of_all(product, mean, count, ridge=0.0))
+    variances, directions = torch.linalg.eigh(common)
     varying = variances > LEAST_SHARE * variances.max().clamp_min(LEAST_VARIANCE)
     if not len(told) or not varying.any():
         return float(PRIORS[-1])
