@@ -50,6 +50,15 @@ def test_a_package_of_weights_that_is_not_installed_says_how_to_get_it(monkeypat
         find_weights(EMBEDDED_TRANSFORMER, "embedded")
 
 
+def test_a_seed_gives_the_same_numbers_on_a_machine_that_has_never_used_the_embedded_weights() -> None:
+    drawn = []
+    for _ in ("weights are converted into the empty cache", "weights are found there"):
+        torch.manual_seed(0)
+        find_weights(EMBEDDED_BACKBONE, "embedded")
+        drawn.append(torch.rand(4))
+    assert torch.equal(*drawn)
+
+
 def exported_transformer(file: Path, depth: int, width: int, patch_px: int, grid: int) -> dict[str, Tensor]:
     """An ONNX file as the package's: linear weights turned and without names; its tensors by Hugging Face's names."""
     shapes = {

@@ -65,7 +65,8 @@ def efficientnet_lite0(file: Path) -> dict[str, Tensor]:
     """The package's 296 tensors are timm's, in timm's order, under the names of another implementation."""
     import timm
 
-    names = timm.create_model(EMBEDDED_BACKBONE, pretrained=False).state_dict()
+    with torch.device("meta"):  # names are all that is needed, and random weights would be drawn from the fit's seed
+        names = timm.create_model(EMBEDDED_BACKBONE, pretrained=False).state_dict()
     return dict(zip(names, torch.load(file, weights_only=True).values(), strict=True))
 
 
