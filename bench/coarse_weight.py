@@ -52,7 +52,7 @@ def terms(cfrg: CFRG, images: np.ndarray, precision: str) -> Iterator[tuple[np.n
     calibration = cast("Calibration", cfrg.calibration)
     with torch.no_grad(), autocast(precision, torch.device("cpu")):
         for first in range(0, len(images), BATCH):
-            found = calibration.measure(cfrg._compare(to_tensor(images[first : first + BATCH])))
+            found = calibration.measure(*cfrg._compare_and_segment(to_tensor(images[first : first + BATCH])))
             yield found.segmented[:, 0].float().numpy(), calibration.around(found)[:, 0].float().numpy()
 
 

@@ -36,11 +36,14 @@ def calibration(branches: int = 1) -> Calibration:
     return made
 
 
-def comparison(teacher: list[Tensor], *branches: list[Tensor], mask: Tensor | float = 0.0) -> Comparison:
-    """Of a teacher with branches, the recovered features first; a mask that is a number is the same everywhere."""
-    if isinstance(mask, float):
-        mask = torch.full((len(teacher[0]), 1, 64, 64), mask)
-    return Comparison(teacher, branches[0], [branch[-1] for branch in branches], mask)
+def comparison(teacher: list[Tensor], *branches: list[Tensor]) -> Comparison:
+    """Of a teacher with branches, the recovered features first."""
+    return Comparison(teacher, branches[0], [branch[-1] for branch in branches])
+
+
+def mask(count: int, value: float = 0.0) -> Tensor:
+    """Of images where everything is segmented as much."""
+    return torch.full((count, 1, 64, 64), value)
 
 
 def part(features: list[Tensor], chosen: slice) -> list[Tensor]:
@@ -73,7 +76,7 @@ def test_the_score_is_the_whitened_length_of_the_coarsest_recovery_difference() 
         batch = slice(first, first + 8)
         made.add_fine(sums, comparison(part(teacher, batch), part(recovered, batch)))
     made.conclude_fine(sums, ridge=1e-9)
-    found = made(comparison(teacher, recovered)).score
+    found = made(comparison(teacher, recovered), mask(40)).score
 
     vectors, squares = difference(teacher[1], recovered[1]), np.zeros((40, 2, 2))
     for y in range(2):
@@ -88,15 +91,15 @@ def test_the_coarse_distance_is_whitened_by_all_differences_together_where_nothi
     made.coarse = PositionGaussians(SIDES[-1] ** 2, 2 * CHANNELS[-1])  # each position for itself
     (teacher, recovered), (_, student) = pyramids(60), pyramids(60, seed=1)
     student = [t + 0.2 * s for t, s in zip(teacher, student, strict=True)]
-    mask = torch.zeros(60, 1, 64, 64)
-    mask[::3, :, :20, :40] = 1  # covers the upper positions of every third part, the right one not wholly
+    altered = mask(60)
+    altered[::3, :, :20, :40] = 1  # covers the upper positions of every third part, the right one not wholly
     sums = made.empty_coarse_sums()
     for first in range(0, 60, 20):
         batch = slice(first, first + 20)
-        made.add_coarse(sums, comparison(*(part(f, batch) for f in (teacher, recovered, student))), mask[batch])
+        made.add_coarse(sums, comparison(*(part(f, batch) for f in (teacher, recovered, student))), altered[batch])
     assert sums["count"].tolist() == [40, 40, 60, 60]
     made.coarse.conclude(sums, ridge=1e-9)
-    found = made(comparison(teacher, recovered, student)).anomaly_map
+    found = made(comparison(teacher, recovered, student), mask(60)).anomaly_map
 
     vectors = np.concatenate([difference(teacher[1], other[1]) for other in (recovered, student)], axis=1)
     squares = np.zeros((60, 2, 2))
@@ -118,9 +121,9 @@ def test_what_altered_parts_show_beside_the_alteration_is_no_evidence() -> None:
     for name, seen in (("good parts", recovered), ("altered parts", upset)):
         made = calibration()
         sums = made.empty_coarse_sums()
-        made.add_coarse(sums, comparison(teacher, seen), torch.zeros(200, 1, 64, 64))
+        made.add_coarse(sums, comparison(teacher, seen), mask(200))
         made.conclude_coarse(sums, ridge=0.01)
-        maps = [made(comparison(teacher, other)).anomaly_map.mean() for other in (recovered, upset)]
+        maps = [made(comparison(teacher, other), mask(200)).anomaly_map.mean() for other in (recovered, upset)]
         distances[name] = float(maps[1] / maps[0])
     assert distances["good parts"] > 1.5
     assert distances["altered parts"] < 1.2
@@ -130,7 +133,7 @@ def test_the_mask_weighs_the_fine_distance() -> None:
     made = calibration()
     teacher, recovered = pyramids(1)
     nothing, half, everything = (
-        made(comparison(teacher, recovered, mask=value)).anomaly_map for value in (0.0, 0.5, 1.0)
+        made(comparison(teacher, recovered), mask(1, value)).anomaly_map for value in (0.0, 0.5, 1.0)
     )
     fine = everything - nothing
     assert fine.min() > 0
@@ -140,20 +143,20 @@ def test_the_mask_weighs_the_fine_distance() -> None:
 def test_a_part_is_as_odd_as_its_places_say_or_what_is_around_them_and_u_says_what_counts() -> None:
     made = calibration()
     teacher, recovered = pyramids(8)
-    mask = torch.rand(8, 1, 64, 64, generator=torch.Generator().manual_seed(0))
-    seen = comparison(teacher, recovered, mask=mask)
-    measured = made.measure(seen)
-    coarse = made(comparison(teacher, recovered)).anomaly_map
-    torch.testing.assert_close(measured.segmented, made(seen).anomaly_map - coarse)
+    seen = comparison(teacher, recovered)
+    segmented_mask = torch.rand(8, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    measured = made.measure(seen, segmented_mask)
+    coarse = made(seen, mask(8)).anomaly_map
+    torch.testing.assert_close(measured.segmented, made(seen, segmented_mask).anomaly_map - coarse)
     evidence = measured.evidence()
     sums = made.usual_evidence.empty_sums()
     made.usual_evidence.add(sums, evidence)
     made.usual_evidence.conclude(sums)
     unusual, nearest, segmented = ((evidence - evidence.mean(dim=0)) / evidence.std(dim=0, correction=0)).unbind(dim=1)
     assert made.unexplained() == 0  # until it is learnt: positions tell all
-    torch.testing.assert_close(made(seen).score, unusual, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(made(seen, segmented_mask).score, unusual, rtol=1e-4, atol=1e-4)
     made.usual_squares.mean.copy_(torch.tensor([4.0, 1.0]))  # patches around explain three quarters
-    found = made(seen)
+    found = made(seen, segmented_mask)
     expected = torch.maximum(unusual / 4, 3 * (nearest + segmented) / 4)
     assert (expected == unusual / 4).any() and (expected > unusual / 4).any()
     torch.testing.assert_close(found.score, expected, rtol=1e-4, atol=1e-4)
@@ -175,14 +178,15 @@ def fitted(teacher: list[Tensor], recovered: list[Tensor]) -> Calibration:
     """A calibration that has learnt from parts with these features, none of which looks like another."""
     made, count = calibration(), len(teacher[0])
     images = torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    batch, seen = Batch(images, images, torch.zeros(count, 1, 64, 64)), comparison(teacher, recovered)
+    batch, seen = Batch(images, images, mask(count)), comparison(teacher, recovered)
+    compare, compare_and_segment = lambda _: seen, lambda _: (seen, mask(count))
     synthesizer = TextureSynthesizer(ProceduralTextures())
-    for phase in calibration_phases(made, lambda _: teacher, lambda _: seen, synthesizer, 0.01):
+    for phase in calibration_phases(made, lambda _: teacher, compare, compare_and_segment, synthesizer, 0.01):
         sums = phase.empty_sums()
         phase.observe(sums, batch)
         phase.conclude(sums)
-    assert made.measure(seen).nearest.amax() < 0.01  # each finds itself
-    assert made.measure(seen, learnt=images).nearest.amin() > 0.1
+    assert made.measure(seen, mask(count)).nearest.amax() < 0.01  # each finds itself
+    assert made.measure(seen, mask(count), learnt=images).nearest.amin() > 0.1
     return made
 
 
@@ -237,7 +241,7 @@ def test_good_parts_that_were_learnt_from_look_as_good_parts_to_come() -> None:
     halves = []
     for half, learnt_from in ((slice(12), None), (slice(12), images[:12]), (slice(12, 24), None)):
         batch = comparison(part(teacher, half), part(recovered, half))
-        halves.append(float(made.measure(batch, learnt_from).evidence()[:, 0].mean()))
+        halves.append(float(made.measure(batch, mask(12), learnt_from).evidence()[:, 0].mean()))
     learnt, left_out, to_come = halves
     assert learnt < 0.8 * to_come
     assert 0.8 * to_come < left_out < 1.25 * to_come

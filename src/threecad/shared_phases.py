@@ -63,6 +63,7 @@ def calibration_phases(
     calibration: Calibration,
     teacher: Callable[[Tensor], Sequence[Tensor]],
     compare: Callable[[Tensor], Comparison],
+    compare_and_segment: Callable[[Tensor], tuple[Comparison, Tensor]],
     synthesizer: Synthesizer,
     ridge: float,
 ) -> Iterator[StatisticsPhase]:
@@ -71,6 +72,7 @@ def calibration_phases(
     Args:
         teacher: from images (B, 3, H, W) to the features that patches are made of.
         compare: from images (B, 3, H, W) to what the calibration compares.
+        compare_and_segment: to that and the mask (B, 1, H, W) segmented from it, which takes longer.
         synthesizer: alters the parts that the coarse Gaussians are fitted on.
         ridge: share of the mean variance that is added to every variance.
     """
@@ -91,7 +93,7 @@ def calibration_phases(
     yield from patch_phases(calibration.nearest, lambda image: calibration.vectors(teacher(image)))
 
     def usual(image: Tensor) -> tuple[Tensor, Tensor]:
-        measured = calibration.measure(compare(image), learnt=image)
+        measured = calibration.measure(*compare_and_segment(image), learnt=image)
         return measured.evidence(), measured.squares()
 
     yield standardisation_phase([calibration.usual_evidence, calibration.usual_squares], usual)

@@ -128,13 +128,14 @@ def test_equation_5_is_the_sum_of_three_terms_over_the_altered_and_the_normal_im
     with torch.no_grad():
         terms = detector.losses(given)
         features = detector._features(given.augmented)
+        logits = detector.segmenter(detector._weighted(features))
         normal = detector.teacher(given.image)
     assert list(terms) == ["distillation", "recovery", "segmentation"]
     assert terms["distillation"].item() == pytest.approx(
         distillation_loss(features.teacher, features.student, given.mask).item()
     )
     assert terms["recovery"].item() == pytest.approx(recovery_loss(normal, features.recovered).item())
-    assert terms["segmentation"].item() == pytest.approx(segmentation_loss(features.logits, given.mask).item())
+    assert terms["segmentation"].item() == pytest.approx(segmentation_loss(logits, given.mask).item())
 
 
 def seen_by_segmenter(detector: CFRG, image: Tensor) -> list[Tensor]:
@@ -184,7 +185,9 @@ def test_the_map_is_the_distance_plus_the_mask_smoothed_and_the_score_its_maximu
         for t, o in zip(numpy(features.teacher), numpy(getattr(features, branch)), strict=True):
             expected += [enlarged(grid, 64, 64, align_corners=True) for grid in distances(t, o)]
     if "logits" in summands:
-        expected += 1 / (1 + np.exp(-features.logits[:, 0].double().numpy()))
+        with torch.no_grad():
+            logits = detector.segmenter(detector._weighted(features))
+        expected += 1 / (1 + np.exp(-logits[:, 0].double().numpy()))
     smooth = np.stack([gaussian_filter(anomaly_map, 4) for anomaly_map in expected])
     np.testing.assert_allclose(prediction.anomaly_map[:, 0], smooth, atol=1e-4)
     np.testing.assert_allclose(prediction.score, smooth.max(axis=(1, 2)), atol=1e-4)
@@ -339,6 +342,17 @@ def test_a_calibration_from_a_single_part_is_finite_and_says_that_it_tells_nothi
     assert all(value.isfinite().all() for prediction in (seen, other) for value in prediction)
     assert other.score > seen.score
     assert detector.choices() == ["one good part alone tells nothing of how far the next may lie from it"]
+
+
+def test_of_the_passes_of_a_calibration_only_the_last_waits_for_the_segmenter() -> None:
+    detector, ran = build(calibrated=True), []
+    detector.segmenter.register_forward_hook(lambda *_: ran.append(name))
+    with torch.no_grad():
+        for phase in detector.phases(ProceduralTextures()):
+            if isinstance(phase, StatisticsPhase):
+                name = phase.name
+                conclude(phase, batch())
+    assert ran == ["standardisation"]
 
 
 @pytest.mark.parametrize("switch", ["recovery", "segmentation"])

@@ -152,12 +152,11 @@ class CFRGConfig(BackboneConfig):
 
 
 class Features(NamedTuple):
-    """What the networks make of a batch of images, in one pass."""
+    """What the networks see in a batch of images."""
 
     teacher: list[Tensor]  # [(B, C_i, H_i, W_i)], fine to coarse
     student: list[Tensor]  # likewise
     recovered: list[Tensor]  # likewise; empty without the recovery branch
-    logits: Tensor | None  # (B, 1, H, W); None without the segmentation branch
 
 
 class CFRG(Detector):
@@ -193,15 +192,15 @@ class CFRG(Detector):
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = Σ_scales upsample(1 - cos(F^t, F^r)) + sigmoid(logits), smoothed; score = its maximum."""
         if self.calibration is not None:
-            return self.calibration(self._compare(image))
+            return self.calibration(*self._compare_and_segment(image))
         features, size = self._features(image), image.shape[-2:]
         parts = []
         if self.recovery is not None:
             parts.append(cosine_map(features.teacher, features.recovered, size))
         if self.config.distillation_map:
             parts.append(cosine_map(features.teacher, features.student, size))
-        if features.logits is not None:
-            parts.append(features.logits.sigmoid())
+        if self.segmenter is not None:
+            parts.append(self.segmenter(self._weighted(features)).sigmoid())
         anomaly_map = self.smooth(torch.stack(parts).sum(dim=0))
         return Prediction(anomaly_map, anomaly_map.amax(dim=(1, 2, 3)))
 
@@ -226,7 +225,9 @@ class CFRG(Detector):
         )
         if self.calibration is not None:
             ridge = self.config.ridge
-            yield from calibration_phases(self.calibration, self.teacher, self._compare, synthesizer, ridge)
+            yield from calibration_phases(
+                self.calibration, self.teacher, self._compare, self._compare_and_segment, synthesizer, ridge
+            )
 
     def choices(self) -> list[str]:
         """How much of the map the nearest patches got."""
@@ -235,6 +236,7 @@ class CFRG(Detector):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """L_all = L_dis + L_rec + L_bce (eq. 5)."""
         altered = self._features(batch.augmented)
+        logits = self.segmenter(self._weighted(altered)) if self.segmenter is not None else None
         normal = self.teacher(batch.image) if self.recovery is not None else []
         with full_precision(batch.image):
             terms = {"distillation": distillation_loss(altered.teacher, altered.student, batch.mask, self.config.push)}
@@ -242,31 +244,40 @@ class CFRG(Detector):
                 terms["distillation"] = terms["distillation"] / len(altered.teacher)
             if self.recovery is not None:
                 terms["recovery"] = recovery_loss(normal, altered.recovered, self.config.recovery_cosine == "image")
-            if altered.logits is not None:
-                terms["segmentation"] = segmentation_loss(altered.logits, batch.mask)
+            if logits is not None:
+                terms["segmentation"] = segmentation_loss(logits, batch.mask)
         return terms
 
     def _features(self, image: Tensor) -> Features:
-        """Teacher, student, recovery and segmenter, once; serves training and inference."""
+        """Teacher, student and recovery, once; serves training and inference."""
         teacher, student = self.teacher(image), self.student(image)
-        recovered = self.recovery(teacher) if self.recovery is not None else []
-        if self.segmenter is None:
-            return Features(teacher, student, recovered, None)
+        return Features(teacher, student, self.recovery(teacher) if self.recovery is not None else [])
+
+    def _weighted(self, features: Features) -> list[Tensor]:
+        """in_s: the teacher's features, weighted by how far the student's and the recovered ones lie from them."""
+        teacher, student, recovered = features
         weighted = [cosine_distance(t, s) * t for t, s in zip(teacher, student, strict=True)]  # in_t = (1 - w_d) F^t_a
         if recovered and self.config.guidance:
             distances = [cosine_distance(t, r) for t, r in zip(teacher, recovered, strict=True)]
             weighted = [distance * w for distance, w in zip(distances, weighted, strict=True)]  # in_s = (1 - w_r) in_t
-        return Features(teacher, student, recovered, self.segmenter(weighted))
+        return weighted
 
     def _compare(self, image: Tensor) -> Comparison:
-        """What the calibration compares: without recovery the student's features, without segmentation a mask of 1."""
+        """What the calibration compares in images."""
+        return comparison(self._features(image))
+
+    def _compare_and_segment(self, image: Tensor) -> tuple[Comparison, Tensor]:
+        """The same, and the segmented mask (B, 1, H, W) in [0, 1], which is 1 without segmentation."""
         features = self._features(image)
-        branches = [branch for branch in (features.recovered, features.student) if branch]
-        if features.logits is None:
-            mask = image.new_ones(len(image), 1, *image.shape[-2:])
-        else:
-            mask = features.logits.sigmoid()
-        return Comparison(features.teacher, branches[0], [branch[-1] for branch in branches], mask)
+        if self.segmenter is None:
+            return comparison(features), image.new_ones(len(image), 1, *image.shape[-2:])
+        return comparison(features), self.segmenter(self._weighted(features)).sigmoid()
+
+
+def comparison(features: Features) -> Comparison:
+    """What the calibration compares: the student's features take the place of the recovered without recovery."""
+    branches = [branch for branch in (features.recovered, features.student) if branch]
+    return Comparison(features.teacher, branches[0], [branch[-1] for branch in branches])
 
 
 def distillation_loss(teacher: Sequence[Tensor], student: Sequence[Tensor], mask: Tensor, push: bool = True) -> Tensor:

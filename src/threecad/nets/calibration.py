@@ -81,12 +81,11 @@ RIDGE = 0.001
 
 
 class Comparison(NamedTuple):
-    """What a calibration compares: the features of one batch of images, and the mask segmented from them."""
+    """What a calibration compares: the features of one batch of images."""
 
     teacher: Sequence[Tensor]  # [(B, C_i, H_i, W_i)], fine to coarse
     recovered: Sequence[Tensor]  # likewise: what should equal the teacher's features at every scale
     coarsest: Sequence[Tensor]  # one (B, C_3, H_3, W_3) a branch: what should equal the teacher's coarsest features
-    mask: Tensor  # (B, 1, H, W) in [0, 1]
 
 
 class Measured(NamedTuple):
@@ -109,7 +108,7 @@ class Measured(NamedTuple):
 
 
 class Calibration(nn.Module):
-    """Map and score from a `Comparison`, in units of what is usual.
+    """Map and score from a `Comparison` and a mask, in units of what is usual.
 
     Args:
         teacher: the network whose features the others are compared with.
@@ -137,9 +136,9 @@ class Calibration(nn.Module):
         self.usual_squares = Standardisation(2, least_share=0.0)  # the mean squares of good parts that are left out
         self.usual_evidence = Standardisation(3, least_share=0.0)  # pieces of evidence differ in units
 
-    def forward(self, comparison: Comparison) -> Prediction:
-        """anomaly_map and score as in the file's head."""
-        measured = self.measure(comparison)
+    def forward(self, comparison: Comparison, mask: Tensor) -> Prediction:
+        """anomaly_map and score as in the file's head, from what is compared and the segmented `mask`."""
+        measured = self.measure(comparison, mask)
         unexplained = self.unexplained()
         unusual, nearest, segmented = self.usual_evidence(measured.evidence()).unbind(dim=1)
         either = torch.maximum((1 - unexplained) * unusual, unexplained * (nearest + segmented))
@@ -168,7 +167,7 @@ class Calibration(nn.Module):
             *self.coarse.choices("altered parts beside their alteration"),
         ]
 
-    def measure(self, comparison: Comparison, learnt: Tensor | None = None) -> Measured:
+    def measure(self, comparison: Comparison, mask: Tensor, learnt: Tensor | None = None) -> Measured:
         """The distances of each part, and their maps.
 
         The mask gives the map sharp edges; the others find what the mask misses. The unusual distances rank parts best
@@ -177,10 +176,11 @@ class Calibration(nn.Module):
 
         Args:
             comparison: of the images to be judged.
+            mask: (B, 1, H, W) in [0, 1], segmented from them.
             learnt: these very images (B, 3, H, W), if the fits have learnt from them. Each is then measured as if it
                 had been left out: parts that were learnt from would otherwise look more usual than new ones.
         """
-        teacher, recovered, coarsest, mask = comparison
+        teacher, recovered, coarsest = comparison
         gaussians = self._fine()
         distances = []
         for scale, features, others in zip(gaussians, teacher, recovered, strict=True):
