@@ -379,23 +379,6 @@ def test_opacity_is_one_number_an_image_uniform_in_its_range() -> None:
     assert opacity.mean().item() == pytest.approx(0.6, abs=0.05)
 
 
-def test_some_anomalies_look_like_another_place_of_a_good_part_that_was_changed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    size = (32, 32)
-    images = dark_images(400, size)  # below 0.5 everywhere; foreign textures are 1
-    monkeypatch.setattr("threecad.synthesis.blending.augment_textures", lambda textures, _: 0.5 + textures / 2)
-    batch = TextureSynthesizer(Plain(), opacity=(1.0, 1.0), own_texture=0.25)(images, seeded())
-    altered = batch.mask.flatten(1).any(dim=1)
-    inside = batch.mask.expand(-1, 3, *size) == 1
-    own = torch.stack([(image[at] < 0.8).any() for image, at in zip(batch.augmented, inside, strict=True)])
-    assert 0.18 < own[altered].float().mean() < 0.32
-    known = set(images.unique().tolist())
-    seen = ((batch.augmented[own] - 0.5) * 2)[inside[own]]
-    assert {round(255 * level) for level in seen.tolist()} <= {round(255 * level) for level in known}
-    assert torch.equal(batch.augmented[~inside], images[~inside])
-
-
 def test_images_that_are_not_chosen_keep_their_pixels_and_an_empty_mask() -> None:
     images = dark_images(400, (32, 32))
     batch = TextureSynthesizer(Plain(), share=0.5)(images, seeded())
@@ -458,13 +441,8 @@ def test_an_image_of_one_level_is_all_foreground() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {},
-        {"own_texture": 0.5},
-        {"share": 0.5, "augment": True, "rotate_clean": 0.3},
-        {"share": 0.5, "augment": True, "eight_bit": True},
-    ],
-    ids=["cfrg", "cfrg quick", "draem", "realnet"],
+    [{}, {"share": 0.5, "augment": True, "rotate_clean": 0.3}, {"share": 0.5, "augment": True, "eight_bit": True}],
+    ids=["cfrg", "draem", "realnet"],
 )
 def test_a_batch_follows_from_the_generator_alone(options: dict) -> None:
     images = dark_images(12, (96, 80))

@@ -36,7 +36,6 @@ Differences
       - Masks are compared at `evaluation.size`, one rule for all methods; image labels come from folders; P-PRO is
         pooled over images, with the paper's own beside it; the last epoch is kept.
     ours, off in the `paper` preset
-      - `own_texture`: anomalies that look like another place of a good part, after three image operations.
       - `calibrated`: distances are measured in units of how much they vary where parts are good (`nets.calibration`),
         which statistics passes after the training find out; where parts do not lie still, by how far a patch lies
         from the nearest that good parts have around its place. Map and score are then those of that file's head.
@@ -119,9 +118,6 @@ class CFRGConfig(BackboneConfig):
     sigma_px: float = Field(default=4.0, gt=0)
     """Spread of the Gaussian filter of the map, in pixels of the input."""
 
-    own_texture: float = Field(default=0.0, ge=0, le=1)
-    """Chance of a training image's anomaly to look like a good part, moved and changed by image operations (ours)."""
-
     calibrated: bool = False
     """Measure distances in units of their spread where parts are good, position by position (ours)."""
 
@@ -171,13 +167,7 @@ class CFRG(Detector):
     batch = 32
     paper_precision: ClassVar[Literal["auto", "float32"]] = "auto"  # the authors' code is mixed-precision
     quick = Preset(
-        method={
-            "calibrated": True,
-            "own_texture": 0.5,
-            "student": "resnet18",
-            "recovery_blocks": (2, 2, 2),
-            "learning_rate": 1e-3,
-        },
+        method={"calibrated": True, "student": "resnet18", "recovery_blocks": (2, 2, 2), "learning_rate": 1e-3},
         training={"steps": 300, "batch": 8, "schedule": "one_cycle"},
     )
     config: CFRGConfig
@@ -219,6 +209,7 @@ class CFRG(Detector):
         trains = [part for part in (self.student, self.recovery, self.segmenter) if part is not None]
         parameters = [parameter for part in trains for parameter in part.parameters()]
         rate = self.config.learning_rate
+        synthesizer = TextureSynthesizer(textures)
         yield GradientPhase(
             "joint",
             losses=self.losses,
@@ -230,10 +221,10 @@ class CFRG(Detector):
             ],
             duration=Epochs(self.config.epochs),
             schedule=milestones((0.8, 0.9), 0.2),
-            synthesizer=TextureSynthesizer(textures, own_texture=self.config.own_texture),
+            synthesizer=synthesizer,
         )
         if self.calibration is not None:
-            synthesizer, ridge = TextureSynthesizer(textures), self.config.ridge
+            ridge = self.config.ridge
             yield from calibration_phases(
                 self.calibration, self.teacher, self._compare, self._compare_and_segment, synthesizer, ridge
             )

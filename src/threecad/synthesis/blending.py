@@ -31,11 +31,6 @@ class TextureSynthesizer:
     opacity: tuple[float, float] = (0.2, 1.0)
     """Range of the texture's weight inside the mask, drawn uniformly for each image."""
 
-    own_texture: float = 0.0
-    """Chance of a texture to be another image of the batch, moved, after three of ten image operations. Ours: it lies
-    closer to what goes wrong with a part than a foreign texture, and the operations make it differ from what it covers.
-    """
-
     share: float = 1.0
     """Chance of an image to be chosen for an anomaly; the others keep an all-zero mask. DRAEM and RealNet: 0.5."""
 
@@ -85,27 +80,12 @@ class TextureSynthesizer:
         texture = self.textures.sample(count, (height, width), generator)
         if self.augment:
             texture = augment_textures(texture, generator)
-        own = _chosen(count, self.own_texture, generator) if self.own_texture > 0 else ()
-        if len(own):
-            texture[own] = augment_textures(_moved(image.to(generator.device), generator)[own], generator)
         low, high = self.opacity
         opacity = low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator, device=generator.device)
         augmented = torch.lerp(image, texture.to(image.device), mask * opacity.to(image.device))
         if self.eight_bit:
             augmented = torch.where(mask > 0, (augmented * 255 + ROUNDING).floor() / 255, augmented)
         return augmented, mask
-
-
-def _moved(images: Tensor, generator: Generator) -> Tensor:
-    """The images (B, 3, H, W) in another order, each rolled by any number of rows and columns."""
-    height, width = images.shape[-2:]
-
-    def draws(below: int) -> list[int]:
-        return torch.randint(below, (len(images),), generator=generator, device=generator.device).tolist()
-
-    order = torch.randperm(len(images), generator=generator, device=generator.device)
-    shifts = zip(draws(height), draws(width), strict=True)
-    return torch.stack([image.roll(shift, (1, 2)) for image, shift in zip(images[order], shifts, strict=True)])
 
 
 def _chosen(count: int, chance: float, generator: Generator) -> Tensor:
