@@ -46,6 +46,7 @@ def plant(tmp_path: Path) -> Plant:
         metrics = dict.fromkeys(("p_auroc", "p_ap", "i_auroc", "p_pro", "p_pro_per_image"), 0.5)
         row = {
             **metrics,
+            "n_vanished": 0,
             **scores,
             "method": method,
             "category": category,
@@ -58,7 +59,6 @@ def plant(tmp_path: Path) -> Plant:
             "precision": "float32",
             "texture_source": None,
             "duration_s": 1.0,
-            "n_vanished": 0,
             "hardware": "processor",
             "threads": 1,
             "version": "0",
@@ -99,6 +99,13 @@ def test_several_seeds_give_mean_and_spread(plant: Plant, tmp_path: Path) -> Non
     for seed, score in enumerate((0.7, 0.8, 0.9)):
         plant(seed=seed, p_auroc=score)
     assert "80.0 ± 10.0 / 50.0 ± 0.0" in line_of(printed(tmp_path / "out"), "PaDiM")
+
+
+def test_a_defect_that_vanishes_is_counted_once_whatever_the_number_of_seeds(plant: Plant, tmp_path: Path) -> None:
+    for seed in range(3):
+        plant(category="a", seed=seed, n_vanished=1)
+        plant(category="b", seed=seed, n_vanished=2)
+    assert line_of(printed(tmp_path / "out"), "| PaDiM | quick").endswith("| 3 |")
 
 
 def test_methods_stand_in_the_papers_groups_and_cfrg_last(plant: Plant, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def provenance(rows: Sequence[Row]) -> str:
     for name in sorted(by_name, key=lambda name: order.index(by_name[name][0].method)):
         scores = [row.scores for row in by_name[name]]
         seconds = sorted(s["duration_s"] for s in scores)
-        vanished = sum(s["n_vanished"] for s in scores)
+        vanished = sum({row.category: row.scores["n_vanished"] for row in by_name[name]}.values())  # each seed sees all
         span = f"{seconds[0]:.0f}–{seconds[-1]:.0f}"
         lines.append([name, *(_joined(map(fact, scores)) for fact in facts.values()), span, str(vanished)])
     scores = [row.scores for row in rows]
