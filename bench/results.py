@@ -12,7 +12,7 @@ from threecad.benchmark.layouts import write_tables
 from threecad.benchmark.rows import read_rows
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "docs/results.md")
+DOCUMENTS = ("README.md", "docs/results.md", "docs/trials.md")
 SHOWN = re.compile(r"(<!-- tables of (\S+) -->)(.*?)(<!-- end of tables -->)", flags=re.DOTALL)
 
 

@@ -16,6 +16,7 @@ from threecad.benchmark.rows import read_rows
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md")))]
+WITH_TABLES = ["README.md", "docs/results.md", "docs/trials.md"]
 
 
 def blocks(document: str, language: str) -> list[str]:
@@ -60,7 +61,17 @@ def test_links_to_files_lead_somewhere(document: str) -> None:
         assert ((ROOT / document).parent / target).exists(), target
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/results.md"])
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_to_headings_lead_somewhere(document: str) -> None:
+    """GitHub's anchors: small letters, hyphens for spaces, nothing else that is no word."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for file, anchor in re.findall(r"\]\(([^)#:]*\.md)?#([^)]+)\)", text):
+        linked = ((ROOT / document).parent / file).read_text(encoding="utf-8") if file else text
+        headings = re.findall(r"^#+ (.+)$", linked, flags=re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, anchor
+
+
+@pytest.mark.parametrize("document", WITH_TABLES)
 def test_results_are_what_the_tool_prints_of_the_committed_rows(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     shown = re.findall(r"<!-- tables of (\S+) -->(.*?)<!-- end of tables -->", text, flags=re.DOTALL)
@@ -71,7 +82,7 @@ def test_results_are_what_the_tool_prints_of_the_committed_rows(document: str) -
 
 def test_every_folder_of_committed_rows_is_shown_or_named() -> None:
     """A section that was lost takes its folder's name with it."""
-    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    text = "".join((ROOT / document).read_text(encoding="utf-8") for document in WITH_TABLES)
     named = set(re.findall(r"<!-- tables of docs/(\S+) -->|\]\((results[\w-]*)/rows\)", text))
     folders = {rows.parent.name for rows in (ROOT / "docs").glob("*/rows")}
     assert folders == {one or other for one, other in named}
