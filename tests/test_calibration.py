@@ -32,7 +32,7 @@ def calibration(branches: int = 1) -> Calibration:
     )
     made.coarse = PositionGaussians(SIDES[-1] ** 2, branches * CHANNELS[-1], shared=True)
     made.pool, made.grid = PatchPooling(CHANNELS, (16, 32), None, side=1, stride=16), (4, 4)
-    made.nearest = NearestPatches(made.grid, sum(CHANNELS), 4096, 4096, reach=1, ridge=0.001, own_spread=1.0)
+    made.nearest = NearestPatches(made.grid, sum(CHANNELS), 4096, 4096, reach=1, ridge=0.001, own_units=True)
     made.nearest.candidates.key.zero_()  # by a random one two parts share an address in one of two hundred fits
     return made
 

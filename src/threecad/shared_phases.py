@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from threecad.detector import Epochs, StatisticsPhase
 from threecad.nets.calibration import Calibration, Comparison
 from threecad.nets.nearest_patches import NearestPatches
+from threecad.nets.oddness import Oddness
 from threecad.nets.standardisation import Standardisation
 from threecad.nets.sums import joined, of_part
 from threecad.records import Batch
@@ -57,6 +59,34 @@ def patch_phases(nearest: NearestPatches, describe: Callable[[Tensor], Tensor]) 
         observe=lambda sums, batch: candidates.add(sums, batch.image, describe(batch.image)),
         conclude=lambda sums: nearest.remember(candidates.gathered(sums)),
     )
+
+
+def oddness_phase(oddness: Oddness, nearest: NearestPatches, describe: Callable[[Tensor], Tensor]) -> StatisticsPhase:
+    """A pass over the good parts, after those of `patch_phases`, that finds how far some lie from all the others.
+
+    Args:
+        describe: as of `patch_phases`.
+    """
+    candidates = nearest.candidates
+
+    def empty_sums() -> dict[str, Tensor]:
+        parts = min(candidates.parts, oddness.most_parts)
+        shapes = {"distances": (parts, candidates.positions), "count": (parts, 1)}
+        return {name: candidates.key.new_zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+
+    def observe(sums: Mapping[str, Tensor], batch: Batch) -> None:
+        part = candidates.parts_of(batch.image)
+        chosen = oddness.learns_from(part)
+        if chosen.any():
+            image = batch.image[chosen]
+            found = torch.cat([one.distances for one in nearest.left_out(describe(image), image)]).double()
+            sums["distances"].index_add_(0, part[chosen], found)
+            sums["count"].index_add_(0, part[chosen], torch.ones_like(found[:, :1]))
+
+    def conclude(sums: Mapping[str, Tensor]) -> None:
+        oddness.learn(sums["distances"] / sums["count"].clamp_min(1))  # a part may be seen twice
+
+    return StatisticsPhase("left_out", empty_sums, observe, conclude)
 
 
 def calibration_phases(

@@ -14,6 +14,7 @@ from torch import Tensor
 from threecad.methods.patchcore import PatchCore, PatchCoreConfig
 from threecad.nets import patch_memory
 from threecad.nets.candidates import Candidates
+from threecad.nets.oddness import Oddness
 from threecad.nets.patch_memory import PatchMemory, all_of, greedy_coreset, k_means, these
 from threecad.nets.patches import PatchFeatures
 from threecad.nets.place_units import PlaceUnits
@@ -21,7 +22,14 @@ from threecad.nets.pyramid import Pyramid
 from threecad.nets.shared_whitening import SharedWhitening
 from threecad.records import Batch
 
-OURS = {"sampling": "k_means", "coreset_share": 1.0, "neighbourhood_px": 8, "whitened": True, "own_spread": 0.5}
+OURS = {
+    "sampling": "k_means",
+    "coreset_share": 1.0,
+    "neighbourhood_px": 8,
+    "whitened": True,
+    "standardised": True,
+    "neighbours": 1,
+}
 
 
 def built(seed: int = 0, **changes: object) -> PatchCore:
@@ -222,26 +230,41 @@ def test_fewer_patches_in_memory_than_neighbours_still_give_a_finite_score() -> 
     assert score.isfinite().all() and (score > 0).all()
 
 
-def test_with_one_neighbour_the_score_is_the_largest_distance_and_the_map_is_its_smoothed_grid(ours: PatchCore) -> None:
-    detector = fit(built(memory_patches=5 * 64, neighbours=1, **OURS), parts(12))
+def test_with_one_neighbour_the_score_is_the_largest_distance_and_the_map_is_its_smoothed_grid() -> None:
+    detector = fit(built(memory_patches=5 * 64, **OURS | {"standardised": False}), parts(12))
     image = parts(2, seed=4)
     with torch.no_grad():
         anomaly_map, score = detector(image)
-        distances = detector.nearest.memory(every_patch(detector, image))[0] / detector.nearest.units()
+        distances = detector.nearest.memory(every_patch(detector, image))[0]
     grid = F.interpolate(distances.view(2, 1, 8, 8), size=(64, 64), mode="bilinear", align_corners=False)
     torch.testing.assert_close(anomaly_map, detector.smooth(grid))
     assert torch.equal(score, distances.amax(dim=1))
 
 
-def test_the_score_can_be_the_mean_of_the_largest_distances() -> None:
-    detector = fit(built(neighbours=1, score_share=0.05, **OURS), parts(8))
-    image = parts(2, seed=4)
+def test_standardised_the_map_is_how_far_distances_lie_above_those_of_good_parts_that_are_left_out() -> None:
+    images, tested = parts(9), parts(3, seed=4)
+    detector = fit(built(memory_patches=9 * 64, **OURS), images)
     with torch.no_grad():
-        distances = detector.nearest.memory(every_patch(detector, image))[0] / detector.nearest.units()
-        expected = distances.sort(dim=1, descending=True).values[:, :3].mean(dim=1)  # 5 % of 64 patches
-        torch.testing.assert_close(detector(image).score, expected)
-    with pytest.raises(ValueError, match="set score_share = 0 or neighbours = 1"):
-        PatchCoreConfig(score_share=0.05)
+        left_out = torch.stack(
+            [one.distances[0] for one in detector.nearest.left_out(detector._describe(images), images)]
+        )
+        distances = detector.nearest(detector._describe(tested)).distances
+        z, score = detector.oddness(distances)
+        found = detector(tested)
+    variance = left_out.var(dim=0)
+    k = float(detector.oddness.distances.prior)  # each variance is drawn to that of all
+    variance = (8 * variance + k * variance.mean()) / (8 + k) + 0.01 * left_out.var(dim=0, correction=0).mean()
+    torch.testing.assert_close(z, (distances - left_out.mean(dim=0)) / variance.sqrt(), rtol=1e-3, atol=1e-3)
+    grid = F.interpolate(z.view(3, 1, 8, 8), size=(64, 64), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(found.anomaly_map, detector.smooth(grid))
+    assert torch.equal(found.score, score)
+    (choice,) = detector.choices()
+    assert (
+        "distances from the others vary at a place is told by the 9 seen there" in choice
+        and f"by {k:.0f} more" in choice
+    )
+    with pytest.raises(ValueError, match="set standardised = false or neighbours = 1"):
+        PatchCoreConfig(standardised=True)
 
 
 # ----------------------------------------------------------------------------------------------------- what is learnt
@@ -340,15 +363,14 @@ def test_whitened_patches_vary_alike_in_all_directions_about_their_own_place() -
 def test_a_place_where_good_parts_differ_more_has_a_larger_unit() -> None:
     generator = torch.Generator().manual_seed(0)
     patches = torch.randn(2, 2000, 3, generator=generator) * torch.tensor([1.0, 2.0]).view(2, 1, 1)
-    for own, expected in ((0.0, [1.0, 1.0]), (0.5, [0.7, 1.3]), (1.0, [0.4, 1.6])):  # variances 1 and 4, mean 2.5
-        units = PlaceUnits(2, 3, own)
-        assert units().tolist() == [1, 1]
-        units.learn(patches)
-        torch.testing.assert_close(units().square(), torch.tensor(expected), rtol=0.1, atol=0)
+    units = PlaceUnits(2, 3)
+    assert units().tolist() == [1, 1]
+    units.learn(patches)
+    torch.testing.assert_close(units().square(), torch.tensor([0.4, 1.6]), rtol=0.1, atol=0)  # variances 1, 4: mean 2.5
 
 
 def test_where_good_parts_never_differ_a_unit_is_a_tenth_and_not_nothing() -> None:
-    units = PlaceUnits(2, 3, own=1.0)
+    units = PlaceUnits(2, 3)
     patches = torch.rand(2, 9, 3, generator=torch.Generator().manual_seed(0))
     patches[1] = 0.5
     units.learn(patches)
@@ -358,9 +380,22 @@ def test_where_good_parts_never_differ_a_unit_is_a_tenth_and_not_nothing() -> No
 # ------------------------------------------------------------------------------------------------- parts left out
 
 
+def test_of_many_parts_some_tell_what_is_usual_and_the_others_are_judged_by_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Oddness, "most_parts", 4)
+    images = parts(9)
+    detector = fit(built(memory_patches=9 * 64, **OURS), images)
+    assert detector.oddness.distances.count.unique().tolist() == [4]
+    with torch.no_grad():
+        nearest = torch.cat([one.distances for one in detector.nearest.left_out(detector._describe(images), images)])
+        as_new, left_out = detector.oddness(nearest)[1], detector.left_out(images).score
+    assert int((as_new == left_out).sum()) == 5
+
+
 def test_units_without_a_part_are_those_of_a_fit_on_the_others() -> None:
     patches = torch.rand(6, 5, 3, generator=torch.Generator().manual_seed(0))
-    units, others = PlaceUnits(6, 3, own=0.7), PlaceUnits(6, 3, own=0.7)
+    units, others = PlaceUnits(6, 3), PlaceUnits(6, 3)
     units.learn(patches)
     others.learn(patches[:, 1:])
     torch.testing.assert_close(units.without(patches[:, 0], torch.ones(6, dtype=torch.bool)), others())
@@ -434,7 +469,7 @@ def test_a_mean_without_a_part_is_the_mean_of_the_others(reach: int | None) -> N
     "changes",
     [
         {"coreset_share": 1.0, "memory_patches": 6 * 64},
-        {**OURS, "whitened": False, "memory_patches": 6 * 64, "neighbours": 1, "score_share": 0.05},
+        {**OURS, "whitened": False, "standardised": False, "memory_patches": 6 * 64},
     ],
 )
 def test_a_good_part_that_is_left_out_scores_as_by_a_fit_on_the_others(changes: dict[str, object]) -> None:
@@ -466,7 +501,7 @@ def test_a_part_that_was_never_learnt_from_is_left_out_of_nothing(ours: PatchCor
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_one_or_two_parts_are_enough_to_learn_from(count: int) -> None:
-    for changes in ({}, {**OURS, "neighbours": 1}):
+    for changes in ({}, OURS):
         detector = fit(built(**changes), parts(count))
         with torch.no_grad():
             predictions = [detector(parts(2, seed=3)), detector.left_out(parts(count))]
@@ -496,7 +531,7 @@ def test_the_exported_program_of_our_settings_equals_the_detector(ours: PatchCor
 
 def test_the_quick_preset_is_the_paper_s_method_with_our_settings() -> None:
     quick = PatchCoreConfig(**PatchCore.quick.method, backbone="embedded")
-    assert (quick.neighbourhood_px, quick.whitened, quick.sampling) == (8, True, "k_means")
+    assert (quick.neighbourhood_px, quick.whitened, quick.sampling, quick.standardised) == (8, True, "k_means", True)
     paper = PatchCoreConfig()
-    assert (paper.neighbourhood_px, paper.whitened, paper.sampling, paper.own_spread) == (None, False, "coreset", 0)
-    assert (paper.neighbours, paper.score_share) == (9, 0)
+    assert (paper.neighbourhood_px, paper.whitened, paper.sampling) == (None, False, "coreset")
+    assert (paper.neighbours, paper.standardised) == (9, False)

@@ -76,7 +76,7 @@ METHODS = Registry(
                 group="E-b",
                 needs=("backbone",),
             ),
-            ours=("whitened",),
+            ours=("whitened", "standardised"),
         ),
         "fastflow": Entry(
             "FastFlow",

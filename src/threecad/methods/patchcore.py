@@ -33,14 +33,17 @@ Differences
       - `neighbourhood_px`: a patch is compared only with patches that good parts have around its own place; each place
         has its share of the memory. What is good in one place is a defect in another, and less is searched.
       - `whitened`: differences count in units of how good parts differ at one and the same place, by the covariance
-        that all places have in common; `own_spread` adds how much they differ at the patch's own place.
-      - `score_share`: the score is the mean of the largest distances. A single patch is often odd on good parts, too.
+        that all places have in common.
+      - `standardised`: the map is how far a distance lies above what is usual at its place, and the score asks how
+        unusual the largest are together, few or many (`nets.oddness`). What is usual is learnt from the good parts,
+        each compared with the others.
       - `sampling = "k_means"`: the memory keeps means of alike patches, which are nearer to the next good one than any
         single patch is.
       - `dimensions = 0`: vectors keep one value a channel, which suits narrow backbones, with `strides` of three scales
         and no neighbourhood (`patch = 1`), lest small defects be averaged away.
       - Good parts that were learnt from are scored as if they had been left out: their own patches are not compared
-        with; means, units and covariance are those of the others. Which patches are kept or grouped stays as it is.
+        with; means, covariance and what is usual are those of the others. Which patches are kept or grouped stays as
+        it is.
 """
 
 from __future__ import annotations
@@ -55,14 +58,15 @@ from torch import Tensor
 
 from threecad.detector import Detector, Phase, Preset
 from threecad.methods import METHODS
-from threecad.nets.maps import GaussianBlur, mean_of_largest, upsample
+from threecad.nets.maps import GaussianBlur, upsample
 from threecad.nets.nearest_patches import Nearest, NearestPatches
+from threecad.nets.oddness import Oddness
 from threecad.nets.patch_memory import PatchMemory
 from threecad.nets.patches import PatchFeatures
 from threecad.nets.pyramid import Pyramid
 from threecad.records import Prediction
 from threecad.settings import AUTO, BackboneConfig, Size
-from threecad.shared_phases import patch_phases
+from threecad.shared_phases import oddness_phase, patch_phases
 from threecad.synthesis import TextureSource
 
 STRIDE = 8  # image pixels between two patches
@@ -105,27 +109,24 @@ class PatchCoreConfig(BackboneConfig):
     """Compare with good parts' patches at most so many pixels away (ours). Unset: with all of them."""
 
     whitened: bool = False
-    """Measure distances in units of how good parts differ at one place (ours)."""
+    """Measure differences in units of how good parts differ at one place (ours)."""
 
     ridge: float = Field(default=0.001, gt=0)
-    """Share of the mean variance that is added to every variance, where distances are whitened."""
+    """Share of the mean variance that is added to every variance, where differences are whitened."""
 
-    own_spread: float = Field(default=0.0, ge=0, le=1)
-    """Share in a distance's unit of how much good parts differ at its own place, beside all places' mean (ours)."""
+    standardised: bool = False
+    """Tell by the good parts how far a distance at each place, and a score, lies from the usual (ours)."""
 
     neighbours: int = Field(default=9, ge=1)
     """b: patches in memory that re-weight the score; 1 leaves it as it is."""
-
-    score_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of the patches, those with the largest distances, whose mean is the score (ours); 0: the largest alone."""
 
     sigma_px: float = Field(default=4.0, gt=0)
     """Spread of the Gaussian filter of the map, in pixels of the input."""
 
     @model_validator(mode="after")
     def _one_score(self) -> Self:
-        if self.neighbours > 1 and self.score_share > 0:
-            raise ValueError("neighbours weight the largest distance alone; set score_share = 0 or neighbours = 1")
+        if self.neighbours > 1 and self.standardised:
+            raise ValueError("neighbours weight the largest distance alone; set standardised = false or neighbours = 1")
         return self
 
     def for_images(self, images: int) -> Self:
@@ -168,9 +169,8 @@ class PatchCore(Detector):
             "sampling": "k_means",
             "neighbourhood_px": 8,
             "whitened": True,
-            "own_spread": 1.0,
+            "standardised": True,
             "neighbours": 1,
-            "score_share": 0.01,
         },
         training={"batch": 8},
     )
@@ -190,35 +190,50 @@ class PatchCore(Detector):
             share=config.coreset_share,
             sampling=config.sampling,
             ridge=config.ridge if config.whitened else None,
-            own_spread=config.own_spread,
         )
+        self.oddness = Oddness(self.height * self.width) if config.standardised else None
         self.smooth = GaussianBlur(config.sigma_px, config.image_size)
 
     def forward(self, image: Tensor) -> Prediction:
         """anomaly_map = distances, upsampled and smoothed; score = the largest, weighted by how rare its patch is."""
-        return self._judged(self.nearest(self._describe(image)))
+        nearest = self.nearest(self._describe(image))
+        if self.oddness is not None:
+            return self._prediction(*self.oddness(nearest.distances))
+        return self._prediction(nearest.distances, self._score(nearest))
 
     def left_out(self, image: Tensor) -> Prediction:
         """The same for each image without its own patches."""
-        found = [self._judged(nearest) for nearest in self.nearest.left_out(self._describe(image), image)]
-        return Prediction(*(torch.cat(values) for values in zip(*found, strict=True)))
+        found = self.nearest.left_out(self._describe(image), image)
+        distances = torch.cat([nearest.distances for nearest in found])
+        if self.oddness is not None:
+            learnt = self.oddness.learns_from(self.nearest.candidates.parts_of(image))
+            return self._prediction(*self.oddness.left_out(distances, learnt))
+        return self._prediction(distances, torch.cat([self._score(nearest) for nearest in found]))
 
-    def _judged(self, nearest: Nearest) -> Prediction:
-        """Map and score."""
-        distances, vectors, rows, known = nearest
+    def choices(self) -> list[str]:
+        """How much of what is usual at a place all places tell, and why, in words."""
+        return [] if self.oddness is None else self.oddness.choices()
+
+    def _prediction(self, distances: Tensor, score: Tensor) -> Prediction:
+        """What was found at the places, (B, P), as a map, and the score."""
         patch_map = distances.view(-1, 1, self.height, self.width)
-        anomaly_map = self.smooth(upsample(patch_map, self.config.image_size, align_corners=False))
-        if self.config.neighbours == 1:
-            most = max(1, round(self.config.score_share * distances.shape[1]))
-            return Prediction(anomaly_map, mean_of_largest(distances, most))
+        return Prediction(self.smooth(upsample(patch_map, self.config.image_size, align_corners=False)), score)
+
+    def _score(self, nearest: Nearest) -> Tensor:
+        """The largest distance, weighted by how rare the patch nearest to it is (eq. 7), (B,)."""
+        distances, vectors, rows, known = nearest
         score, place = distances.max(dim=1, keepdim=True)
+        if self.config.neighbours == 1:
+            return score.squeeze(1)
         tested = vectors.gather(1, place.unsqueeze(2).expand(-1, -1, vectors.shape[2])).squeeze(1)
         rarity = PatchMemory.rarity(tested, rows.gather(1, place).squeeze(1), self.config.neighbours, known)
-        return Prediction(anomaly_map, score.squeeze(1) * rarity)
+        return score.squeeze(1) * rarity
 
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
-        """Two passes over the good images: which parts there are, then their patches."""
+        """Passes over the good images: which parts there are, their patches, and how far each lies from the others."""
         yield from patch_phases(self.nearest, self._describe)
+        if self.oddness is not None:
+            yield oddness_phase(self.oddness, self.nearest, self._describe)
 
     def _describe(self, image: Tensor) -> Tensor:
         """Vectors (B, P, D) of the patches."""

@@ -131,7 +131,7 @@ class Calibration(nn.Module):
         self.pool = PatchPooling(used, teacher.strides, most_values=None, side=1, stride=PATCH_STRIDE)
         self.grid = (height // PATCH_STRIDE, width // PATCH_STRIDE)
         self.nearest = NearestPatches(
-            self.grid, self.pool.values, patches, patches, reach=REACH, ridge=RIDGE, own_spread=1.0
+            self.grid, self.pool.values, patches, patches, reach=REACH, ridge=RIDGE, own_units=True
         )
         self.usual_squares = Standardisation(2, least_share=0.0)  # the mean squares of good parts that are left out
         self.usual_evidence = Standardisation(3, least_share=0.0)  # pieces of evidence differ in units

@@ -44,6 +44,11 @@ class Candidates(nn.Module):
         self.register_buffer("key", torch.randint(2**62, ()))
         self.register_buffer("addresses", torch.full((MOST_PARTS,), NOBODY))
 
+    @property
+    def parts(self) -> int:
+        """How many parts there are."""
+        return int((self.addresses < NOBODY).sum())
+
     def generator(self) -> torch.Generator:
         """A generator on the CPU, at the same place each time."""
         return torch.Generator().manual_seed(int(self.key))
@@ -65,18 +70,22 @@ class Candidates(nn.Module):
 
     def empty_table(self) -> dict[str, Tensor]:
         """The empty table of patches, float64, and how many parts each row has got."""
-        rows = min(self.most_rows, self._count())
+        rows = min(self.most_rows, self.parts)
         shapes = {"patches": (self.positions, rows, self.values), "count": (self.positions, rows)}
         return {name: self.key.new_zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
 
+    def parts_of(self, image: Tensor) -> Tensor:
+        """Which of the parts each of the images (B, 3, H, W) shows, (B,); -1 for none of them."""
+        address = self._addresses_of(image)
+        rank = torch.searchsorted(self.addresses[: self.parts], address)
+        return rank.where(self.addresses[rank.clamp_max(MOST_PARTS - 1)] == address, -1)
+
     def rows_of(self, image: Tensor) -> Tensor:
         """The table's row (B, P) of each patch of images (B, 3, H, W); -1 where it has none."""
-        parts, address = self._count(), self._addresses_of(image)
-        rank = torch.searchsorted(self.addresses[:parts], address)
-        is_known = self.addresses[rank.clamp_max(MOST_PARTS - 1)] == address
-        turn = torch.randint(max(parts, 1), (self.positions,), generator=self.generator()).to(rank.device)
-        row = (rank.unsqueeze(1) + turn) % max(parts, 1)
-        return row.where((row < self.most_rows) & is_known.unsqueeze(1), -1)
+        part, parts = self.parts_of(image).unsqueeze(1), max(self.parts, 1)
+        turn = torch.randint(parts, (self.positions,), generator=self.generator()).to(part.device)
+        row = (part + turn) % parts
+        return row.where((row < self.most_rows) & (part >= 0), -1)
 
     def add(self, sums: Mapping[str, Tensor], image: Tensor, vectors: Tensor) -> None:
         """Add the patches (B, P, D) of images (B, 3, H, W) where they have a row, in place."""
@@ -91,9 +100,6 @@ class Candidates(nn.Module):
         """The table's patches, (P, rows, D) float32."""
         cells = zip(sums["patches"].split(CELLS_AT_ONCE), sums["count"].split(CELLS_AT_ONCE), strict=True)
         return torch.cat([(patches / count.clamp_min(1).unsqueeze(2)).float() for patches, count in cells])
-
-    def _count(self) -> int:
-        return int((self.addresses < NOBODY).sum())
 
     def _addresses_of(self, image: Tensor) -> Tensor:
         """(B,) of images (B, 3, H, W): the high bits of a random sum of their pixels, whole numbers from 0 to 255."""

@@ -37,7 +37,7 @@ class NearestPatches(nn.Module):
         sampling: keep a greedy coreset, or the means of groups of patches.
         ridge: share of the mean variance that is added to every variance where vectors are whitened by the covariance
             that all places have in common; None: they are not.
-        own_spread: share of a place's own variance in its unit of distance.
+        own_units: measure distances at each place in units of how much good parts differ there.
     """
 
     def __init__(
@@ -50,26 +50,28 @@ class NearestPatches(nn.Module):
         share: float = 1.0,
         sampling: Literal["coreset", "k_means"] = "k_means",
         ridge: float | None = None,
-        own_spread: float = 0.0,
+        own_units: bool = False,
     ) -> None:
         super().__init__()
         self.share, self.sampling = share, sampling
         places = grid[0] * grid[1]
         self.candidates = Candidates(places, values, candidates)
         self.memory = PatchMemory(grid, values, patches, self.candidates.most_rows, reach)
-        self.units = PlaceUnits(places, values, own_spread)
+        self.units = PlaceUnits(places, values)
+        self.own_units = own_units
         self.whiten = None if ridge is None else SharedWhitening(values, ridge)
 
     def forward(self, vectors: Tensor) -> Nearest:
-        """Distances of patches (B, P, D) from the nearest in memory, in units of their places."""
-        return self._compare(self._whitened(vectors), self.memory.everything(), self.units())
+        """Distances of patches (B, P, D) from the nearest in memory, in units of their places if asked for."""
+        units = self.units() if self.own_units else None
+        return self._compare(self._whitened(vectors), self.memory.everything(), units)
 
     def left_out(self, vectors: Tensor, image: Tensor) -> list[Nearest]:
         """The same for each of the images (B, 3, H, W) without its own patches in memory, means and spreads."""
         found = []
         for own, row in zip(self._whitened(vectors), self.candidates.rows_of(image), strict=True):
-            known, units = self.memory.without(own, row), self.units.without(own, row >= 0)
-            turned = None
+            known, turned = self.memory.without(own, row), None
+            units = self.units.without(own, row >= 0) if self.own_units else None
             if self.whiten is not None:
                 turned = self.whiten.without((own - self.units.mean)[row >= 0], self.units.count[row >= 0])
             found.append(self._compare(own.unsqueeze(0), known, units, turned))
@@ -95,7 +97,7 @@ class NearestPatches(nn.Module):
     def _whitened(self, vectors: Tensor) -> Tensor:
         return vectors if self.whiten is None else self.whiten(vectors)
 
-    def _compare(self, vectors: Tensor, known: Known, units: Tensor, turned: Tensor | None = None) -> Nearest:
+    def _compare(self, vectors: Tensor, known: Known, units: Tensor | None, turned: Tensor | None = None) -> Nearest:
         """As the memory compares, in units (P,)."""
         distances, rows = self.memory(vectors, known, turned)
-        return Nearest(distances / units, vectors, rows, known)
+        return Nearest(distances if units is None else distances / units, vectors, rows, known)

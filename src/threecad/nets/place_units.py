@@ -1,4 +1,4 @@
-"""In what distances are measured at each place of a part: how much good parts differ there (ours; PatchCore)."""
+"""In what distances are measured at each place of a part: how much good parts differ there (ours; CFRG)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ class PlaceUnits(nn.Module):
     Args:
         positions: P.
         values: D, length of a patch's vector.
-        own: share of a place's own variance in the square of its unit; the rest is 1, the mean of all.
 
     Attributes:
         mean: of the patches at each place, (P, D).
@@ -28,15 +27,14 @@ class PlaceUnits(nn.Module):
     scatter: Tensor
     count: Tensor
 
-    def __init__(self, positions: int, values: int, own: float) -> None:
+    def __init__(self, positions: int, values: int) -> None:
         super().__init__()
-        self.own = own
         self.register_buffer("mean", torch.zeros(positions, values))
         self.register_buffer("scatter", torch.ones(positions))
         self.register_buffer("count", torch.ones(positions))
 
     def forward(self) -> Tensor:
-        """The units, (P,)."""
+        """The units, (P,): the spread at each place, in terms of that of all."""
         return self._units(self.scatter / self.count)
 
     def without(self, vectors: Tensor, counted: Tensor) -> Tensor:
@@ -61,4 +59,4 @@ class PlaceUnits(nn.Module):
 
     def _units(self, variance: Tensor) -> Tensor:
         relative = variance / variance.mean().clamp_min(LEAST_VARIANCE)
-        return (1 - self.own + self.own * relative).clamp_min(LEAST_SHARE).sqrt()
+        return relative.clamp_min(LEAST_SHARE).sqrt()
