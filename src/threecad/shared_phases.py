@@ -62,7 +62,7 @@ def patch_phases(nearest: NearestPatches, describe: Callable[[Tensor], Tensor]) 
 
 
 def oddness_phase(oddness: Oddness, nearest: NearestPatches, describe: Callable[[Tensor], Tensor]) -> StatisticsPhase:
-    """A pass over the good parts, after those of `patch_phases`, that finds how far some lie from all the others.
+    """A pass over the good parts, after those of `patch_phases`, that finds how far each lies from all the others.
 
     Args:
         describe: as of `patch_phases`.
@@ -70,18 +70,19 @@ def oddness_phase(oddness: Oddness, nearest: NearestPatches, describe: Callable[
     candidates = nearest.candidates
 
     def empty_sums() -> dict[str, Tensor]:
-        parts = min(candidates.parts, oddness.most_parts)
-        shapes = {"distances": (parts, candidates.positions), "count": (parts, 1)}
+        shapes = {"distances": (candidates.parts, candidates.positions), "count": (candidates.parts, 1)}
         return {name: candidates.key.new_zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
 
     def observe(sums: Mapping[str, Tensor], batch: Batch) -> None:
         part = candidates.parts_of(batch.image)
-        chosen = oddness.learns_from(part)
-        if chosen.any():
-            image = batch.image[chosen]
+        known, image = (
+            part[part >= 0],
+            batch.image[part >= 0],
+        )  # of more than `Candidates` counts, the others tell nothing
+        if len(known):
             found = torch.cat([one.distances for one in nearest.left_out(describe(image), image)]).double()
-            sums["distances"].index_add_(0, part[chosen], found)
-            sums["count"].index_add_(0, part[chosen], torch.ones_like(found[:, :1]))
+            sums["distances"].index_add_(0, known, found)
+            sums["count"].index_add_(0, known, torch.ones_like(found[:, :1]))
 
     def conclude(sums: Mapping[str, Tensor]) -> None:
         oddness.learn(sums["distances"] / sums["count"].clamp_min(1))  # a part may be seen twice

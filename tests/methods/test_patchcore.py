@@ -14,7 +14,6 @@ from torch import Tensor
 from threecad.methods.patchcore import PatchCore, PatchCoreConfig
 from threecad.nets import patch_memory
 from threecad.nets.candidates import Candidates
-from threecad.nets.oddness import Oddness
 from threecad.nets.patch_memory import PatchMemory, all_of, greedy_coreset, k_means, these
 from threecad.nets.patches import PatchFeatures
 from threecad.nets.place_units import PlaceUnits
@@ -378,19 +377,6 @@ def test_where_good_parts_never_differ_a_unit_is_a_tenth_and_not_nothing() -> No
 
 
 # ------------------------------------------------------------------------------------------------- parts left out
-
-
-def test_of_many_parts_some_tell_what_is_usual_and_the_others_are_judged_by_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(Oddness, "most_parts", 4)
-    images = parts(9)
-    detector = fit(built(memory_patches=9 * 64, **OURS), images)
-    assert detector.oddness.distances.count.unique().tolist() == [4]
-    with torch.no_grad():
-        nearest = torch.cat([one.distances for one in detector.nearest.left_out(detector._describe(images), images)])
-        as_new, left_out = detector.oddness(nearest)[1], detector.left_out(images).score
-    assert int((as_new == left_out).sum()) == 5
 
 
 def test_units_without_a_part_are_those_of_a_fit_on_the_others() -> None:

@@ -206,8 +206,7 @@ class PatchCore(Detector):
         found = self.nearest.left_out(self._describe(image), image)
         distances = torch.cat([nearest.distances for nearest in found])
         if self.oddness is not None:
-            learnt = self.oddness.learns_from(self.nearest.candidates.parts_of(image))
-            return self._prediction(*self.oddness.left_out(distances, learnt))
+            return self._prediction(*self.oddness.left_out(distances, self.nearest.candidates.parts_of(image) >= 0))
         return self._prediction(distances, torch.cat([self._score(nearest) for nearest in found]))
 
     def choices(self) -> list[str]:

@@ -13,8 +13,6 @@ defect is to be chosen.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
@@ -31,9 +29,6 @@ class Oddness(nn.Module):
         positions: P, patches of a part.
     """
 
-    most_parts: ClassVar[int] = 256
-    """That tell what is usual: of more, the first of `Candidates`, a random choice. More tell no more."""
-
     def __init__(self, positions: int) -> None:
         super().__init__()
         self.counts = [2**power for power in range(positions.bit_length())]  # k
@@ -49,10 +44,6 @@ class Oddness(nn.Module):
         """The same, where parts were `learnt` from, (B,) of bool, as if each had been left out."""
         z = _left_out(self.distances, distances, learnt)
         return z, _left_out(self.means, self._means_of_largest(z), learnt).logsumexp(dim=1)
-
-    def learns_from(self, part: Tensor) -> Tensor:
-        """Whether these parts (B,) of `Candidates` are among those that tell what is usual, (B,) of bool."""
-        return (part >= 0) & (part < self.most_parts)
 
     def learn(self, distances: Tensor) -> None:
         """Fit to distances (N, P) of good parts, each compared with the others; one part alone tells nothing."""
