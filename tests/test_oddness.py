@@ -106,4 +106,4 @@ def test_a_part_that_was_not_learnt_from_is_left_out_of_nothing(learnt: Oddness)
 def test_parts_that_are_all_alike_leave_every_score_finite() -> None:
     oddness = Oddness(PLACES)
     oddness.learn(torch.ones(6, PLACES))
-    assert scores(oddness, torch.rand(3, PLACES)).isfinite().all()
+    assert scores(oddness, distances(3)).isfinite().all()

@@ -75,14 +75,12 @@ def oddness_phase(oddness: Oddness, nearest: NearestPatches, describe: Callable[
 
     def observe(sums: Mapping[str, Tensor], batch: Batch) -> None:
         part = candidates.parts_of(batch.image)
-        known, image = (
-            part[part >= 0],
-            batch.image[part >= 0],
-        )  # of more than `Candidates` counts, the others tell nothing
-        if len(known):
+        is_known = part >= 0  # of more parts than `Candidates` counts the others tell nothing
+        if is_known.any():
+            image = batch.image[is_known]
             found = torch.cat([one.distances for one in nearest.left_out(describe(image), image)]).double()
-            sums["distances"].index_add_(0, known, found)
-            sums["count"].index_add_(0, known, torch.ones_like(found[:, :1]))
+            sums["distances"].index_add_(0, part[is_known], found)
+            sums["count"].index_add_(0, part[is_known], torch.ones_like(found[:, :1]))
 
     def conclude(sums: Mapping[str, Tensor]) -> None:
         oddness.learn(sums["distances"] / sums["count"].clamp_min(1))  # a part may be seen twice

@@ -195,7 +195,10 @@ class PatchCore(Detector):
         self.smooth = GaussianBlur(config.sigma_px, config.image_size)
 
     def forward(self, image: Tensor) -> Prediction:
-        """anomaly_map = distances, upsampled and smoothed; score = the largest, weighted by how rare its patch is."""
+        """anomaly_map = distances, upsampled and smoothed; score = the largest, weighted by how rare its patch is.
+
+        Standardised, both are `Oddness`'s: z in place of the distances, and its score.
+        """
         nearest = self.nearest(self._describe(image))
         if self.oddness is not None:
             return self._prediction(*self.oddness(nearest.distances))
