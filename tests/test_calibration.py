@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from threecad.nets.calibration import Calibration, Comparison, Measured
+from threecad.nets.calibration import Calibration, Comparison
 from threecad.nets.gaussians import PositionGaussians
 from threecad.nets.maps import GaussianBlur, upsample
 from threecad.nets.nearest_patches import NearestPatches
+from threecad.nets.oddness import Oddness
 from threecad.nets.patches import PatchPooling
 from threecad.nets.pyramid import Pyramid
 from threecad.nets.standardisation import Standardisation
@@ -33,6 +34,9 @@ def calibration(branches: int = 1) -> Calibration:
     made.coarse = PositionGaussians(SIDES[-1] ** 2, branches * CHANNELS[-1], shared=True)
     made.pool, made.grid = PatchPooling(CHANNELS, (16, 32), None, side=1, stride=16), (4, 4)
     made.nearest = NearestPatches(made.grid, sum(CHANNELS), 4096, 4096, reach=1, ridge=0.001, own_units=True)
+    patches = made.grid[0] * made.grid[1]
+    for name, places in {"unusual": SIDES[-1] ** 2, "nearest": patches, "segmented": patches}.items():
+        made.oddness[name] = Oddness(places)
     made.nearest.candidates.key.zero_()  # by a random one two parts share an address in one of two hundred fits
     return made
 
@@ -69,7 +73,7 @@ def difference(teacher: Tensor, other: Tensor) -> np.ndarray:
     return (normalize(teacher, dim=1) - normalize(other, dim=1)).double().numpy()
 
 
-def test_the_score_is_the_whitened_length_of_the_coarsest_recovery_difference() -> None:
+def test_a_part_is_odd_by_the_whitened_lengths_of_its_coarsest_recovery_differences() -> None:
     made = calibration()
     teacher, recovered = pyramids(40)
     sums = made.empty_fine_sums()
@@ -83,8 +87,8 @@ def test_the_score_is_the_whitened_length_of_the_coarsest_recovery_difference() 
     for y in range(2):
         for x in range(2):
             squares[:, y, x] = whitened_squares(vectors[:, :, y, x], vectors[:, :, y, x]) / 6
-    expected = np.sqrt(squares).mean(axis=(1, 2))  # of the largest 16, and there are four
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32), rtol=1e-3, atol=1e-3)
+    expected = made.oddness["unusual"](torch.tensor(np.sqrt(squares), dtype=torch.float32).flatten(1))[1]
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_the_coarse_distance_is_whitened_by_all_differences_together_where_nothing_is_altered() -> None:
@@ -141,38 +145,40 @@ def test_the_mask_weighs_the_fine_distance() -> None:
     torch.testing.assert_close(half - nothing, 0.5 * fine)
 
 
-def test_a_part_is_as_odd_as_its_places_say_or_what_is_around_them_and_u_says_what_counts() -> None:
+def test_a_part_is_as_odd_as_its_places_say_or_what_is_around_them_or_segmented_and_u_says_what_counts() -> None:
     made = calibration()
-    teacher, recovered = pyramids(8)
+    teacher, recovered = pyramids(40)
     seen = comparison(teacher, recovered)
-    segmented_mask = torch.rand(8, 1, 64, 64, generator=torch.Generator().manual_seed(0))
-    measured = made.measure(seen, segmented_mask)
-    coarse = made(seen, mask(8)).anomaly_map
-    torch.testing.assert_close(measured.segmented, made(seen, segmented_mask).anomaly_map - coarse)
-    evidence = measured.evidence()
-    sums = made.usual_evidence.empty_sums()
-    made.usual_evidence.add(sums, evidence)
-    made.usual_evidence.conclude(sums)
-    unusual, nearest, segmented = ((evidence - evidence.mean(dim=0)) / evidence.std(dim=0, correction=0)).unbind(dim=1)
-    assert made.unexplained() == 0  # until it is learnt: positions tell all
-    torch.testing.assert_close(made(seen, segmented_mask).score, unusual, rtol=1e-4, atol=1e-4)
-    made.usual_squares.mean.copy_(torch.tensor([4.0, 1.0]))  # patches around explain three quarters
-    found = made(seen, segmented_mask)
-    expected = torch.maximum(unusual / 4, 3 * (nearest + segmented) / 4)
-    assert (expected == unusual / 4).any() and (expected > unusual / 4).any()
-    torch.testing.assert_close(found.score, expected, rtol=1e-4, atol=1e-4)
+    masks = torch.rand(40, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    measured = made.measure(seen, masks)
+    torch.testing.assert_close(measured.segmented, made(seen, masks).anomaly_map - made(seen, mask(40)).anomaly_map)
+    made.learn_usual(measured.evidence())
+    unusual, nearest, segmented = (made.oddness[name](of)[1] for name, of in measured.evidence().items())
+
+    made.usual_squares.copy_(torch.tensor([1.0, 1.0]))  # positions tell all
+    assert made.unexplained() == 0
+    torch.testing.assert_close(made(seen, masks).score, unusual.clamp_min(0), rtol=1e-4, atol=1e-4)
+    made.usual_squares.copy_(torch.tensor([2.0, 1.0]))  # patches around explain half
+    pieces = torch.stack([unusual, nearest, segmented]) / 2
+    expected, most = pieces.max(dim=0)
+    assert most.unique().tolist() == [0, 1, 2]
+    torch.testing.assert_close(made(seen, masks).score, expected, rtol=1e-4, atol=1e-4)
+    made.usual_squares.copy_(torch.tensor([4.0, 1.0]))  # three quarters
+    pieces = torch.stack([unusual / 4, 3 * nearest / 4, 3 * segmented / 4])
+    torch.testing.assert_close(made(seen, masks).score, pieces.amax(dim=0), rtol=1e-4, atol=1e-4)
     expected = measured.segmented + 0.3 * (measured.coarse + 3 * measured.nearest) / 4
-    torch.testing.assert_close(found.anomaly_map, expected)
+    torch.testing.assert_close(made(seen, masks).anomaly_map, expected)
 
 
-def test_one_odd_position_is_less_than_many_that_are_a_little_odd() -> None:
-    distances = torch.ones(2, 256)
-    distances[0, 7] = 4
-    distances[1, 50:90] = 1.5
-    maps = torch.zeros(2, 1, 64, 64)
-    one, many = Measured(distances, distances, maps, maps, maps).evidence()
-    torch.testing.assert_close(one, torch.tensor([19 / 16, 19 / 16, 0.0]))
-    torch.testing.assert_close(many, torch.tensor([1.5, 1.5, 0.0]))
+def test_what_is_segmented_beside_a_patch_is_its_largest_value() -> None:
+    made = calibration()
+    teacher, recovered = pyramids(2)
+    masks = mask(2)
+    masks[1, :, :16, 16:32] = 1  # the second of 4×4 patches
+    measured = made.measure(comparison(teacher, recovered), masks)
+    largest = measured.segmented.unflatten(2, (4, 16)).unflatten(4, (4, 16)).amax(dim=(3, 5)).flatten(1)
+    torch.testing.assert_close(measured.around_patches, largest)
+    assert measured.around_patches[0].max() == 0 and measured.around_patches[1].argmax() == 1
 
 
 def fitted(teacher: list[Tensor], recovered: list[Tensor]) -> Calibration:
@@ -193,7 +199,7 @@ def fitted(teacher: list[Tensor], recovered: list[Tensor]) -> Calibration:
 
 def test_the_more_parts_there_are_the_more_of_the_next_one_do_their_places_explain() -> None:
     made = [fitted(*pyramids(count)) for count in (9, 40, 200)]
-    of_positions = [float(one.usual_squares.mean[0]) for one in made]
+    of_positions = [float(one.usual_squares[0]) for one in made]
     assert of_positions[0] > 3 > 1.5 > of_positions[1] > of_positions[2]
     assert 1 < of_positions[2] < 1.1
     unexplained = [float(one.unexplained()) for one in made]
@@ -242,7 +248,7 @@ def test_good_parts_that_were_learnt_from_look_as_good_parts_to_come() -> None:
     halves = []
     for half, learnt_from in ((slice(12), None), (slice(12), images[:12]), (slice(12, 24), None)):
         batch = comparison(part(teacher, half), part(recovered, half))
-        halves.append(float(made.measure(batch, mask(12), learnt_from).evidence()[:, 0].mean()))
+        halves.append(float(made.measure(batch, mask(12), learnt_from).unusual.mean()))
     learnt, left_out, to_come = halves
     assert learnt < 0.8 * to_come
     assert 0.8 * to_come < left_out < 1.25 * to_come

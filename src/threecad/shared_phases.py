@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from threecad.detector import Epochs, StatisticsPhase
 from threecad.nets.calibration import Calibration, Comparison
+from threecad.nets.candidates import Candidates
 from threecad.nets.nearest_patches import NearestPatches
-from threecad.nets.oddness import Oddness
 from threecad.nets.standardisation import Standardisation
 from threecad.nets.sums import joined, of_part
 from threecad.records import Batch
@@ -61,29 +61,39 @@ def patch_phases(nearest: NearestPatches, describe: Callable[[Tensor], Tensor]) 
     )
 
 
-def oddness_phase(oddness: Oddness, nearest: NearestPatches, describe: Callable[[Tensor], Tensor]) -> StatisticsPhase:
-    """A pass over the good parts, after those of `patch_phases`, that finds how far each lies from all the others.
+def left_out_phase(
+    candidates: Candidates,
+    places: Mapping[str, int],
+    measure: Callable[[Tensor], Mapping[str, Tensor]],
+    learn: Callable[[Mapping[str, Tensor]], None],
+) -> StatisticsPhase:
+    """A pass over the good parts, after those of `patch_phases`, that measures each as if it had been left out.
 
     Args:
-        describe: as of `patch_phases`.
+        candidates: which parts there are.
+        places: P of each kind of distance.
+        measure: from images (B, 3, H, W) of parts to their distances (B, P), of each kind.
+        learn: gets the distances (parts, P) of all, of each kind.
     """
-    candidates = nearest.candidates
 
     def empty_sums() -> dict[str, Tensor]:
-        shapes = {"distances": (candidates.parts, candidates.positions), "count": (candidates.parts, 1)}
-        return {name: candidates.key.new_zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+        widths = {**places, "count": 1}
+        return {
+            name: candidates.key.new_zeros((candidates.parts, of), dtype=torch.float64) for name, of in widths.items()
+        }
 
     def observe(sums: Mapping[str, Tensor], batch: Batch) -> None:
         part = candidates.parts_of(batch.image)
-        is_known = part >= 0  # of more parts than `Candidates` counts the others tell nothing
-        if is_known.any():
-            image = batch.image[is_known]
-            found = torch.cat([one.distances for one in nearest.left_out(describe(image), image)]).double()
-            sums["distances"].index_add_(0, part[is_known], found)
-            sums["count"].index_add_(0, part[is_known], torch.ones_like(found[:, :1]))
+        is_known = part >= 0  # parts beyond those that `Candidates` counts tell nothing
+        if not is_known.any():
+            return
+        for name, found in measure(batch.image[is_known]).items():
+            sums[name].index_add_(0, part[is_known], found.double())
+        sums["count"].index_add_(0, part[is_known], sums["count"].new_ones(int(is_known.sum()), 1))
 
     def conclude(sums: Mapping[str, Tensor]) -> None:
-        oddness.learn(sums["distances"] / sums["count"].clamp_min(1))  # a part may be seen twice
+        count = sums["count"].clamp_min(1)  # a part may be seen twice
+        learn({name: sums[name] / count for name in places})
 
     return StatisticsPhase("left_out", empty_sums, observe, conclude)
 
@@ -120,9 +130,9 @@ def calibration_phases(
         duration=Epochs(2),
     )
     yield from patch_phases(calibration.nearest, lambda image: calibration.vectors(teacher(image)))
-
-    def usual(image: Tensor) -> tuple[Tensor, Tensor]:
-        measured = calibration.measure(*compare_and_segment(image), learnt=image)
-        return measured.evidence(), measured.squares()
-
-    yield standardisation_phase([calibration.usual_evidence, calibration.usual_squares], usual)
+    yield left_out_phase(
+        calibration.nearest.candidates,
+        calibration.places(),
+        lambda image: calibration.measure(*compare_and_segment(image), learnt=image).evidence(),
+        calibration.learn_usual,
+    )

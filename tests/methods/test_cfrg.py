@@ -332,7 +332,7 @@ def conclude(phase: StatisticsPhase, batch: Batch) -> None:
 def test_a_calibration_from_a_single_part_is_finite_and_says_that_it_tells_nothing() -> None:
     detector = build(calibrated=True)
     phases = [phase for phase in detector.phases(ProceduralTextures()) if isinstance(phase, StatisticsPhase)]
-    names = ["fine_distances", "coarse_distances", "parts", "memory", "standardisation"]
+    names = ["fine_distances", "coarse_distances", "parts", "memory", "left_out"]
     assert [phase.name for phase in phases] == names
     with torch.no_grad():
         one = Batch(batch().image[:1], batch().image[:1], batch().mask[:1])
@@ -352,7 +352,7 @@ def test_of_the_passes_of_a_calibration_only_the_last_waits_for_the_segmenter() 
             if isinstance(phase, StatisticsPhase):
                 name = phase.name
                 conclude(phase, batch())
-    assert ran == ["standardisation"]
+    assert ran == ["left_out"]
 
 
 @pytest.mark.parametrize("switch", ["recovery", "segmentation"])

@@ -66,7 +66,7 @@ from threecad.nets.patches import PatchFeatures
 from threecad.nets.pyramid import Pyramid
 from threecad.records import Prediction
 from threecad.settings import AUTO, BackboneConfig, Size
-from threecad.shared_phases import oddness_phase, patch_phases
+from threecad.shared_phases import left_out_phase, patch_phases
 from threecad.synthesis import TextureSource
 
 STRIDE = 8  # image pixels between two patches
@@ -206,15 +206,16 @@ class PatchCore(Detector):
 
     def left_out(self, image: Tensor) -> Prediction:
         """The same for each image without its own patches."""
-        found = self.nearest.left_out(self._describe(image), image)
-        distances = torch.cat([nearest.distances for nearest in found])
         if self.oddness is not None:
-            return self._prediction(*self.oddness.left_out(distances, self.nearest.candidates.parts_of(image) >= 0))
-        return self._prediction(distances, torch.cat([self._score(nearest) for nearest in found]))
+            was_learnt = self.nearest.candidates.parts_of(image) >= 0
+            return self._prediction(*self.oddness.left_out(self._distances_left_out(image), was_learnt))
+        found = self.nearest.left_out(self._describe(image), image)
+        scores = torch.cat([self._score(nearest) for nearest in found])
+        return self._prediction(torch.cat([nearest.distances for nearest in found]), scores)
 
     def choices(self) -> list[str]:
         """How much of what is usual at a place all places tell, and why, in words."""
-        return [] if self.oddness is None else self.oddness.choices()
+        return [] if self.oddness is None else self.oddness.choices("good parts' distances from the others")
 
     def _prediction(self, distances: Tensor, score: Tensor) -> Prediction:
         """What was found at the places, (B, P), as a map, and the score."""
@@ -234,8 +235,17 @@ class PatchCore(Detector):
     def phases(self, textures: TextureSource) -> Iterator[Phase]:
         """Passes over the good images: which parts there are, their patches, and how far each lies from the others."""
         yield from patch_phases(self.nearest, self._describe)
-        if self.oddness is not None:
-            yield oddness_phase(self.oddness, self.nearest, self._describe)
+        if (oddness := self.oddness) is not None:
+            yield left_out_phase(
+                self.nearest.candidates,
+                {"distances": oddness.positions},
+                lambda image: {"distances": self._distances_left_out(image)},
+                lambda distances: oddness.learn(distances["distances"]),
+            )
+
+    def _distances_left_out(self, image: Tensor) -> Tensor:
+        """How far each patch of the images lies from the nearest of all other images, (B, P)."""
+        return self.nearest.distances_left_out(self._describe(image), image)
 
     def _describe(self, image: Tensor) -> Tensor:
         """Vectors (B, P, D) of the patches."""

@@ -30,13 +30,14 @@ How much it counts is told by the good parts, each measured as if it had been le
 Map and score are then
 
     map   = mask · fine distance + 0.3 · ((1 - u) · coarse distance + u · nearest distance)
-    score = max((1 - u) · z(fine distance at the coarsest scale),
-                u · (z(nearest distance) + z(largest value of mask · fine distance)))
+    score = max((1 - u) · o(fine distance at the coarsest scale),
+                u · o(nearest distance),
+                u · o(mask · fine distance, the largest around each patch))
 
-with the segmented mask, distances divided by the root of their number of values, the map's parts smoothed, and
-z(x) = (x - mean) / standard deviation of x over good parts. In the score a distance is the mean of its 16 largest
-values. So a part is as odd as its places say, or what is around them and segmented, whichever is more; what tells
-little of these parts has little say.
+with the segmented mask, distances divided by the root of their number of values, the map's parts smoothed, and o(x) how
+odd the distances x of a part are, be they few that are large or many (`nets.oddness`). So a part is as odd as its
+places say, or what is around them, or what is segmented, whichever is most; what tells little of these parts has little
+say.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from threecad.nets.gaussians import PositionGaussians
-from threecad.nets.maps import GaussianBlur, full_precision, mean_of_largest, upsample
+from threecad.nets.maps import GaussianBlur, full_precision, upsample
 from threecad.nets.nearest_patches import NearestPatches
+from threecad.nets.oddness import Oddness
 from threecad.nets.patches import PatchPooling
 from threecad.nets.pyramid import Pyramid
-from threecad.nets.standardisation import Standardisation
 from threecad.nets.sums import joined, of_part
 from threecad.records import Prediction
 
@@ -65,10 +66,6 @@ MOST_CHANNELS = 128
 
 PATCH_STRIDE = 8
 """Image pixels between two patches of the nearest distance."""
-
-LARGEST = 16
-"""Positions whose mean distance tells how odd a part is: a single one is often odd on good parts, too. Fewer suit tiny
-defects, more suit large and faint ones."""
 
 REACH = 1
 """How many patches away the nearest may be."""
@@ -93,18 +90,14 @@ class Measured(NamedTuple):
 
     unusual: Tensor  # (B, P_3): the fine distance at each position of the coarsest scale
     to_nearest: Tensor  # (B, P): the nearest distance of each patch
-    nearest: Tensor  # the same as a map
+    around_patches: Tensor  # (B, P): the largest of what is segmented around each patch
+    nearest: Tensor  # the nearest distance as a map
     segmented: Tensor  # mask · fine distance
     coarse: Tensor
 
-    def evidence(self) -> Tensor:
-        """How odd each part is, (B, 3): by its unusual positions, by its nearest patches, by what is segmented."""
-        distances = [mean_of_largest(of, LARGEST) for of in (self.unusual, self.to_nearest)]
-        return torch.stack([*distances, self.segmented.amax(dim=(1, 2, 3))], dim=1)
-
-    def squares(self) -> Tensor:
-        """Mean squares (B, 2) of the unusual and the nearest distances."""
-        return torch.stack([self.unusual.square().mean(dim=1), self.to_nearest.square().mean(dim=1)], dim=1)
+    def evidence(self) -> dict[str, Tensor]:
+        """What a part may be odd by."""
+        return {"unusual": self.unusual, "nearest": self.to_nearest, "segmented": self.around_patches}
 
 
 class Calibration(nn.Module):
@@ -117,6 +110,8 @@ class Calibration(nn.Module):
         image_size: height and width of the images.
         patches: most patches of good parts that the nearest distance remembers.
     """
+
+    usual_squares: Tensor  # (2,), r_p and r_n
 
     def __init__(
         self, teacher: Pyramid, branches: int, smooth: GaussianBlur, image_size: Sequence[int], patches: int
@@ -133,16 +128,18 @@ class Calibration(nn.Module):
         self.nearest = NearestPatches(
             self.grid, self.pool.values, patches, patches, reach=REACH, ridge=RIDGE, own_units=True
         )
-        self.usual_squares = Standardisation(2, least_share=0.0)  # the mean squares of good parts that are left out
-        self.usual_evidence = Standardisation(3, least_share=0.0)  # pieces of evidence differ in units
+        places = {"unusual": positions[-1], "nearest": self.grid[0] * self.grid[1]}
+        places["segmented"] = places["nearest"]
+        self.oddness = nn.ModuleDict({name: Oddness(of) for name, of in places.items()})
+        self.register_buffer("usual_squares", torch.zeros(2))
 
     def forward(self, comparison: Comparison, mask: Tensor) -> Prediction:
         """anomaly_map and score as in the file's head, from what is compared and the segmented `mask`."""
         measured = self.measure(comparison, mask)
         unexplained = self.unexplained()
-        unusual, nearest, segmented = self.usual_evidence(measured.evidence()).unbind(dim=1)
-        either = torch.maximum((1 - unexplained) * unusual, unexplained * (nearest + segmented))
-        score = torch.where(unexplained > 0, either, unusual)  # else every part that is less odd than most would have 0
+        odd = torch.stack([self._oddness()[name](of)[1] for name, of in measured.evidence().items()], dim=1)
+        weights = torch.stack([1 - unexplained, unexplained, unexplained])
+        score = (weights * odd).amax(dim=1)
         return Prediction(measured.segmented + COARSE_WEIGHT * self.around(measured), score)
 
     def around(self, measured: Measured) -> Tensor:
@@ -152,19 +149,20 @@ class Calibration(nn.Module):
 
     def unexplained(self) -> Tensor:
         """u, (): the share that patches around explain of how far a good part is from what its positions tell."""
-        position, nearest = self.usual_squares.mean
+        position, nearest = self.usual_squares
         return (1 - (nearest + LEAST_SQUARE) / (position + LEAST_SQUARE)).clamp_min(0)
 
     def choices(self) -> list[str]:
         """How much the nearest distance counts, and how much positions share, and why, in words."""
         if float(self._fine()[-1].count.max()) < 2:
             return ["one good part alone tells nothing of how far the next may lie from it"]
-        position, nearest = self.usual_squares.mean.sqrt().tolist()
+        position, nearest = self.usual_squares.sqrt().tolist()
         return [
             f"left out, a good part lies {position:.2f} spreads from what the others show at each place and "
             f"{nearest:.2f} spreads from their nearest patches around it: such patches get "
             f"{100 * float(self.unexplained()):.0f} % of the coarse map",
             *self.coarse.choices("altered parts beside their alteration"),
+            *(line for name, odd in self._oddness().items() for line in odd.choices(f"good parts' {name} distances")),
         ]
 
     def measure(self, comparison: Comparison, mask: Tensor, learnt: Tensor | None = None) -> Measured:
@@ -192,17 +190,17 @@ class Calibration(nn.Module):
         squared = self.coarse(_coarse_differences(teacher, coarsest)).square()
         coarse = (_as_map(squared, teacher[-1], mask) / self.coarse.mean.shape[1]).sqrt()
         vectors = self.vectors(teacher)
-        if learnt is None:
-            to_nearest = self.nearest(vectors).distances
-        else:
-            to_nearest = torch.cat([found.distances for found in self.nearest.left_out(vectors, learnt)])
+        find = self.nearest
+        to_nearest = find(vectors).distances if learnt is None else find.distances_left_out(vectors, learnt)
         to_nearest = to_nearest / self.pool.values**0.5
         nearest = upsample(to_nearest.view(-1, 1, *self.grid), mask.shape[-2:], align_corners=False)
+        segmented = self.smooth(fine * mask)
         return Measured(
             unusual=distances[-1] / channels[-1] ** 0.5,
             to_nearest=to_nearest,
+            around_patches=F.max_pool2d(segmented, mask.shape[-1] // self.grid[1]).flatten(1),
             nearest=self.smooth(nearest),
-            segmented=self.smooth(fine * mask),
+            segmented=segmented,
             coarse=self.smooth(coarse),
         )
 
@@ -211,6 +209,10 @@ class Calibration(nn.Module):
         with full_precision(teacher[0]):
             thinned = [scale[:, :: _channel_step(scale.shape[1])].float() for scale in teacher]
             return self.pool(thinned).flatten(1, 2)
+
+    def places(self) -> dict[str, int]:
+        """P of each kind of `Measured.evidence`, (B, P)."""
+        return {name: odd.positions for name, odd in self._oddness().items()}
 
     def empty_fine_sums(self) -> dict[str, Tensor]:
         """Sums for the fine Gaussians over no parts."""
@@ -239,8 +241,18 @@ class Calibration(nn.Module):
         """Fit the coarse Gaussians to the sums; `ridge` as in `conclude_fine`."""
         self.coarse.conclude(sums, ridge, relative=True)
 
+    def learn_usual(self, evidence: Mapping[str, Tensor]) -> None:
+        """Fit u and oddness to the `Measured.evidence` of good parts, each measured as if it had been left out."""
+        squares = [evidence[name].square().mean() for name in ("unusual", "nearest")]
+        self.usual_squares.copy_(torch.stack(squares))
+        for name, odd in self._oddness().items():
+            odd.learn(evidence[name])
+
     def _fine(self) -> list[PositionGaussians]:
         return cast("list[PositionGaussians]", list(self.fine))
+
+    def _oddness(self) -> dict[str, Oddness]:
+        return cast("dict[str, Oddness]", dict(self.oddness.items()))
 
 
 def _differences(features: Tensor, others: Tensor) -> Tensor:

@@ -32,11 +32,6 @@ def upsample(maps: Tensor, size: Sequence[int], align_corners: bool = True) -> T
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
-def mean_of_largest(distances: Tensor, count: int) -> Tensor:
-    """Of each image's distances (B, P), those `count` largest, (B,): one alone is often large on good parts, too."""
-    return distances.topk(min(count, distances.shape[1]), dim=1).values.mean(dim=1)
-
-
 class GaussianBlur(nn.Module):
     """Separable Gaussian filter of a map (B, 1, H, W); equals scipy's `gaussian_filter` at its defaults.
 

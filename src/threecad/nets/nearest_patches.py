@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from threecad.nets.candidates import Candidates
@@ -76,6 +77,10 @@ class NearestPatches(nn.Module):
                 turned = self.whiten.without((own - self.units.mean)[row >= 0], self.units.count[row >= 0])
             found.append(self._compare(own.unsqueeze(0), known, units, turned))
         return found
+
+    def distances_left_out(self, vectors: Tensor, image: Tensor) -> Tensor:
+        """The distances (B, P) that `left_out` finds."""
+        return torch.cat([found.distances for found in self.left_out(vectors, image)])
 
     def remember(self, patches: Tensor) -> None:
         """Fill memory, units and whitening from the good parts' patches (P, rows, D)."""

@@ -1,4 +1,5 @@
-"""How odd a part is, from how far each of its patches lies from what good parts show (ours; an option of PatchCore).
+"""How odd a part is, from how far each of its patches lies from what good parts show (ours; an option of PatchCore and
+CFRG).
 
 At one place good parts differ more than at another, and a defect may be a few patches that lie far off or many that lie
 a little off. Good parts tell what is usual of both, each compared with the others alone:
@@ -31,6 +32,7 @@ class Oddness(nn.Module):
 
     def __init__(self, positions: int) -> None:
         super().__init__()
+        self.positions = positions
         self.counts = [2**power for power in range(positions.bit_length())]  # k
         self.distances = PositionGaussians(positions, 1, shared=True)
         self.means = PositionGaussians(len(self.counts), 1)
@@ -53,9 +55,9 @@ class Oddness(nn.Module):
         _fit(self.distances, distances)
         _fit(self.means, self._means_of_largest(_left_out(self.distances, distances, learnt)))
 
-    def choices(self) -> list[str]:
-        """How much places share, and why, in words."""
-        return self.distances.choices("good parts' distances from the others")
+    def choices(self, what: str) -> list[str]:
+        """How much places share, and why, in words; `what` was learnt from: "good parts' distances"."""
+        return self.distances.choices(what)
 
     def _means_of_largest(self, z: Tensor) -> Tensor:
         """S, (B, K)."""
